@@ -1,0 +1,83 @@
+"""Items to text and back, exactly: what was a float stays that float, what was a key stays in its place.
+
+msgspec reads and writes in a tenth of the time of `json`. What it would refuse or change (half a surrogate pair, NaN,
+a number beyond every float) goes through `json`, which keeps it. Both read what the other wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+import msgspec
+from agents.items import TResponseInputItem
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+TITLE_LENGTH = 80
+"""Longest title made from a message, in characters."""
+
+
+class UnreadableItem(ValueError):
+    """Stored text that is no item. Never carries the text itself."""
+
+
+def encode_item(item: TResponseInputItem) -> str:
+    """The item as JSON text without line breaks.
+
+    Raises:
+        TypeError: The item holds something that JSON has no word for.
+    """
+    try:
+        data = _encode(item)
+        # msgspec writes NaN and infinity as null; `json` keeps them. A real null takes the slow road too, for nothing worse.
+        if b"null" not in data:
+            return data.decode()
+    except (msgspec.MsgspecError, UnicodeEncodeError, TypeError):
+        pass
+    return json.dumps(item, separators=(",", ":"))
+
+
+def decode_item(text: str) -> TResponseInputItem:
+    """The item that `encode_item` made `text` of.
+
+    Raises:
+        UnreadableItem: `text` is no JSON object.
+    """
+    try:
+        return cast(TResponseInputItem, _decode(text))
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        pass
+    try:
+        item = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UnreadableItem("not JSON") from None
+    if not isinstance(item, dict):
+        raise UnreadableItem("JSON, but no object")
+    return cast(TResponseInputItem, item)
+
+
+def role_of(item: TResponseInputItem) -> str | None:
+    """The item's role if it has a plain one; tool calls, reasoning and encrypted items have none."""
+    role = item.get("role")
+    return role if isinstance(role, str) and role.isascii() and role.isprintable() and len(role) <= 40 else None
+
+
+def title_of(items: Iterable[TResponseInputItem]) -> str | None:
+    """The first words of the first user message, on one line; None if there is no text from a user."""
+    for item in items:
+        if item.get("role") == "user" and (words := " ".join(_text(item.get("content")).split())):
+            title = words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
+            # Control characters, NUL and half surrogate pairs have no place in a listing.
+            return title if title.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in title)
+    return None
+
+
+def _text(content: object) -> str:
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        content = " ".join(part for part in parts if isinstance(part, str))
+    # Enough for a title even if half of it is white space; the rest may be megabytes.
+    return content[: 2 * TITLE_LENGTH] if isinstance(content, str) else ""

@@ -1,0 +1,159 @@
+"""Reaching PostgreSQL: the settings, the connection options that follow from them, and its errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+from pydantic import Field, SecretStr
+
+from .store import (
+    COMMAND,
+    SchemaOutdated,
+    SessionStoreError,
+    SettingMissing,
+    StoreRefused,
+    StoreSettings,
+    StoreUnavailable,
+)
+
+SCHEMA_VERSION = 20261123000001
+"""The newest migration that this program was written for."""
+
+VERSION_STATEMENT = "SELECT public.agent_session_schema_version()"
+
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""All that asyncpg raises. A timeout is an OSError; InternalClientError is how it sometimes reports a cut connection."""
+
+
+class PostgresSettings(StoreSettings):
+    """Where the database is, and how hard it may be used."""
+
+    database_url: SecretStr | None = None
+    """postgresql://user:password@host:5432/name; with ?sslmode=require for TLS."""
+    database_pool_max: int = Field(default=10, ge=1)
+    """Connections per process, at most. Calls beyond it wait."""
+    database_timeout_seconds: float = Field(default=30.0, gt=0)
+    """For connecting, for waiting for a free connection, and for one statement."""
+    database_pooler: Literal["auto", "transaction", "none"] = "auto"
+    """Does a transaction pooler (PgBouncer, Supavisor) stand in between? auto: yes for port 6543 and ?pgbouncer=true."""
+
+    @property
+    def dsn(self) -> str:
+        """The address as asyncpg takes it.
+
+        Raises:
+            SettingMissing: DATABASE_URL is not set, or is no PostgreSQL URL.
+        """
+        if self.database_url is None:
+            raise SettingMissing("DATABASE_URL is not set. Put postgresql://user:password@host:5432/name into .env.")
+        scheme, separator, rest = self.database_url.get_secret_value().strip().partition("://")
+        # What SQLAlchemy calls postgresql+asyncpg is the same address.
+        if scheme.partition("+")[0] not in ("postgresql", "postgres") or not separator:
+            raise SettingMissing("DATABASE_URL is no PostgreSQL URL. Write postgresql://user:password@host:5432/name.")
+        dsn = f"postgresql://{rest}"
+        try:
+            urlsplit(dsn).port  # noqa: B018 - raises if it is no number
+        except ValueError:
+            raise SettingMissing(
+                "DATABASE_URL cannot be used: its port is no number. Characters like / ? # @ : in a password must be "
+                "written as %2F %3F %23 %40 %3A."
+            ) from None
+        return dsn
+
+    @property
+    def behind_pooler(self) -> bool:
+        """Whether the server may change between two statements, so that prepared statements and SET get lost."""
+        if self.database_pooler != "auto":
+            return self.database_pooler == "transaction"
+        url = urlsplit(self.dsn)
+        return url.port == 6543 or parse_qs(url.query).get("pgbouncer") == ["true"]
+
+    @property
+    def where(self) -> str:
+        """Host, port and database, for messages: the address without its secrets."""
+        url = urlsplit(self.dsn)
+        return f"{url.hostname or 'localhost'}:{url.port or 5432}{url.path}"
+
+
+def connect_options(settings: PostgresSettings) -> dict[str, Any]:
+    """Arguments for `asyncpg.connect`."""
+    options: dict[str, Any] = {
+        # asyncpg does not know the parameter that others use to announce PgBouncer.
+        "dsn": settings.dsn.replace("?pgbouncer=true&", "?").replace("?pgbouncer=true", "").replace("&pgbouncer=true", ""),
+        "timeout": settings.database_timeout_seconds,
+        "command_timeout": settings.database_timeout_seconds,
+    }
+    if settings.behind_pooler:
+        return {**options, "statement_cache_size": 0}
+    return {**options, "server_settings": {"application_name": COMMAND}}
+
+
+def check_version(versions: Sequence[int]) -> None:
+    """Compare the schema's [version, oldest program it still serves] with this program.
+
+    Raises:
+        SchemaOutdated: One of them is too old for the other; the message says which.
+    """
+    version, oldest_program = versions
+    if version < SCHEMA_VERSION:
+        raise SchemaOutdated(
+            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. Run `{COMMAND} db upgrade`."
+        )
+    if oldest_program > SCHEMA_VERSION:
+        raise SchemaOutdated(
+            f"The database schema (version {version}) is made for newer programs than this one ({SCHEMA_VERSION}). "
+            "Deploy the current version of this app."
+        )
+
+
+def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -> SessionStoreError:
+    """A driver's error as ours, with what to do. Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+
+    Args:
+        error: One of `DRIVER_ERRORS`.
+        settings: Tells where the server is.
+        sent: Whether the statement had been handed to the driver.
+    """
+    server = f"PostgreSQL at {settings.where}"
+    code: str = getattr(error, "sqlstate", None) or ""
+    # Not str(error): that appends the server's details, which may quote stored values.
+    problem = str(error.args[0]) if error.args else type(error).__name__
+    match code[:2], code:
+        case ("28", _):
+            return StoreRefused(f"{server} refused the login. Check user and password in DATABASE_URL.")
+        case (_, "3D000"):
+            return StoreRefused(f"{server}: this database does not exist. Create it, or correct DATABASE_URL.")
+        case (_, "42501"):
+            return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
+        case (_, "42883" | "42P01" | "3F000"):
+            return SchemaOutdated(f"{server} has no tables or functions of this app. Run `{COMMAND} db upgrade`.")
+        case (_, "26000"):
+            return SessionStoreError(f"{server}: a pooler lost a prepared statement. Set DATABASE_POOLER=transaction.")
+        case (_, "53300"):
+            return StoreUnavailable(f"{server} has no connection left. Lower DATABASE_POOL_MAX or raise max_connections.")
+        case ("53", _):
+            return StoreRefused(f"{server} is out of resources: {problem}.")
+        case ("08" | "25" | "40", _) | (_, "55P03" | "57014" | "57P01" | "57P02" | "57P03"):
+            # Only these cut the connection; after the others the statement was certainly rolled back.
+            cut = code[:2] == "08" or code[:4] == "57P0"
+            return StoreUnavailable(f"{server} cannot serve now: {problem}.", maybe_applied=sent and cut)
+    match error:
+        case asyncpg.PostgresError():
+            return SessionStoreError(f"{server} refused the statement ({code}): {problem}")
+        case asyncpg.ClientConfigurationError():
+            return SettingMissing(f"DATABASE_URL cannot be used: {error}.")
+        case asyncpg.DataError() | asyncpg.UnsupportedClientFeatureError():
+            return SessionStoreError(f"{server}: {error}")
+        case TimeoutError():
+            what = "did not answer" if sent else "gave no free connection"
+            return StoreUnavailable(
+                f"{server} {what} within {settings.database_timeout_seconds:g} s (DATABASE_TIMEOUT_SECONDS; "
+                f"DATABASE_POOL_MAX is {settings.database_pool_max}).",
+                maybe_applied=sent,
+            )
+    lost = "The connection to" if sent else "Cannot reach"
+    reason = f" was lost ({type(error).__name__})" if sent else f": {error}"
+    return StoreUnavailable(f"{lost} {server}{reason}. Is the server up, and DATABASE_URL right?", maybe_applied=sent)

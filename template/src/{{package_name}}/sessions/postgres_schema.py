@@ -1,0 +1,139 @@
+"""Numbered SQL files applied to a database, each once, in order, each in one transaction.
+
+A file is named `<version>_<name>.sql`; the version is a number, by convention the time it was written (YYYYMMDDhhmmss).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import asyncpg
+
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect_options, translate
+from .store import SessionStoreError
+
+# Any number will do, as long as all versions of this program use the same one.
+_LOCK = 7_262_001_417_553
+
+_CREATE_TABLE = """
+CREATE TABLE IF NOT EXISTS public.agent_session_migrations (
+  version bigint PRIMARY KEY, name text NOT NULL, sha256 text, applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE public.agent_session_migrations IS 'Which files of migrations/ this database has seen.';
+"""
+
+
+class Migration(NamedTuple):
+    """One SQL file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+class MigrationState(NamedTuple):
+    """A migration as the database knows it. changed: the file differs from what was applied; unknown: there is no file."""
+
+    version: int
+    name: str
+    state: Literal["applied", "pending", "changed", "unknown"]
+
+
+def read_migrations(directory: Path) -> list[Migration]:
+    """All migrations of a folder, oldest first.
+
+    Raises:
+        SessionStoreError: A file has another name than `<version>_<name>.sql`, or two have the same version.
+    """
+    migrations = []
+    for file in sorted(directory.glob("*.sql")):
+        name = re.fullmatch(r"(\d{1,18})_(\w+)", file.stem)
+        if name is None:
+            raise SessionStoreError(f"{file.name}: name it <version>_<name>.sql, as in 20270131120000_add_table.sql.")
+        migrations.append(Migration(int(name[1]), name[2], file.read_text(encoding="utf-8")))
+    migrations.sort()
+    for earlier, later in zip(migrations, migrations[1:], strict=False):
+        if earlier.version == later.version:
+            raise SessionStoreError(f"Two migrations have the version {later.version}: {earlier.name}, {later.name}.")
+    return migrations
+
+
+async def upgrade(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[Migration]:
+    """Apply what is missing; safe to run many times at once. Returns what this call applied.
+
+    Raises:
+        SessionStoreError: A migration failed; it left nothing behind, and those before it stay.
+    """
+    applied = []
+    async with _connection(settings) as connection:
+        for migration in migrations:
+            # The lock belongs to the transaction, so it also holds through a transaction pooler.
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+                await connection.execute("SET LOCAL client_min_messages = warning")
+                await connection.execute(_CREATE_TABLE)
+                if migration.version not in await _seen(connection):
+                    await _apply(connection, migration)
+                    applied.append(migration)
+    return applied
+
+
+async def status(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[MigrationState]:
+    """Every migration that the folder or the database knows, oldest first."""
+    async with _connection(settings) as connection:
+        there = await connection.fetchval("SELECT to_regclass('public.agent_session_migrations') IS NOT NULL")
+        seen = await _seen(connection) if there else {}
+    states = []
+    for migration in migrations:
+        state: Literal["applied", "pending", "changed"] = "pending"
+        if migration.version in seen:
+            _, sha256 = seen.pop(migration.version)
+            state = "applied" if sha256 in (None, migration.sha256) else "changed"
+        states.append(MigrationState(migration.version, migration.name, state))
+    return sorted([*states, *(MigrationState(version, name, "unknown") for version, (name, _) in seen.items())])
+
+
+async def _seen(connection: asyncpg.Connection) -> dict[int, tuple[str, str | None]]:
+    rows = await connection.fetch("SELECT version, name, sha256 FROM public.agent_session_migrations")
+    return {row["version"]: (row["name"], row["sha256"]) for row in rows}
+
+
+async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
+    try:
+        await connection.execute(migration.sql)
+    except asyncpg.PostgresError as error:
+        # An error that a migration raises on purpose says in its hint what to do.
+        hint = f" {error.hint}" if getattr(error, "hint", None) else ""
+        raise SessionStoreError(
+            f"Migration {migration.version}_{migration.name} failed and changed nothing: {error.args[0]}.{hint}"
+        ) from error
+    await connection.execute(
+        "INSERT INTO public.agent_session_migrations (version, name, sha256) VALUES ($1, $2, $3)",
+        migration.version,
+        migration.name,
+        migration.sha256,
+    )
+
+
+@asynccontextmanager
+async def _connection(settings: PostgresSettings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of its own, without a time limit: a migration may take long."""
+    connected = False
+    try:
+        connection = await asyncpg.connect(**{**connect_options(settings), "command_timeout": None})
+        connected = True
+        try:
+            yield connection
+        finally:
+            await connection.close()
+    except DRIVER_ERRORS as error:
+        raise translate(error, settings, sent=connected) from error

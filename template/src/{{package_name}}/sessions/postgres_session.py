@@ -1,0 +1,190 @@
+"""Sessions in PostgreSQL, through asyncpg and the SQL functions of `migrations/`.
+
+Usage::
+
+    session = PostgresSession("chat-1", dsn="postgresql://user:password@localhost:5432/yourdb")
+    await Runner.run(agent, "Hi", session=session)
+    await session.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from agents.memory import SessionSettings
+from pydantic import SecretStr
+
+from .paging import decode_cursor, encode_cursor
+from .postgres_connection import (
+    DRIVER_ERRORS,
+    VERSION_STATEMENT,
+    PostgresSettings,
+    check_version,
+    connect_options,
+    translate,
+)
+from .postgres_pool import ConnectFailed, ConnectionPool
+from .shared import SharedStoreSession
+from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError, StoreUnavailable
+
+MAX_LIMIT = 2**63 - 1
+"""Largest LIMIT that PostgreSQL takes; callers may ask for more."""
+
+
+class PostgresStore(SessionStore):
+    """All sessions of one database, over one connection pool, which opens at the first call."""
+
+    settings: PostgresSettings
+
+    def __init__(self, settings: PostgresSettings | None = None) -> None:
+        super().__init__(settings or PostgresSettings())
+        self._pool: ConnectionPool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
+
+    async def append(self, key: SessionKey, batch: Batch) -> None:
+        contents = [row.content for row in batch.rows]
+        roles = [row.role for row in batch.rows]
+        await self._call(
+            "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)", *key, batch.id, contents, roles, batch.title
+        )
+
+    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+        limit = None if limit is None else min(limit, MAX_LIMIT)
+        rows: list[str] = await self._call("SELECT public.agent_session_tail($1, $2, $3)", *key, limit)
+        rows.reverse()
+        return rows
+
+    async def pop(self, key: SessionKey) -> str | None:
+        content: str | None = await self._call("SELECT public.agent_session_pop($1, $2)", *key)
+        return content
+
+    async def clear(self, key: SessionKey) -> None:
+        await self._call("SELECT public.agent_session_clear($1, $2)", *key)
+
+    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        contents = [row.content for row in batch.rows]
+        roles = [row.role for row in batch.rows]
+        expected = None if expected_tail is None else list(expected_tail)
+        statement = "SELECT public.agent_session_replace_tail($1, $2, $3, $4, $5, $6, $7)"
+        return bool(await self._call(statement, *key, expected, batch.id, contents, roles, batch.title))
+
+    async def find_session(self, key: SessionKey) -> SessionInfo | None:
+        found = await self._call("SELECT public.agent_session_find($1, $2)", *key)
+        return None if found is None else _session_info(json.loads(found))
+
+    async def list_sessions(
+        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> SessionPage:
+        limit = max(1, min(limit, 500))
+        before = decode_cursor(cursor) if cursor else (None, None, None)
+        # One more than asked for tells whether there is a next page.
+        page = await self._call("SELECT public.agent_session_list($1, $2, $3, $4, $5)", user_id, limit + 1, *before)
+        sessions = [_session_info(row) for row in json.loads(page)]
+        return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
+
+    async def update_session(
+        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        encoded = None if metadata is None else json.dumps(metadata)
+        return bool(await self._call("SELECT public.agent_session_update($1, $2, $3, $4)", *key, title, encoded))
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        return bool(await self._call("SELECT public.agent_session_delete($1, $2)", *key))
+
+    async def delete_user(self, user_id: str) -> int:
+        return int(await self._call("SELECT public.agent_session_delete_user($1)", user_id))
+
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        return int(await self._call("SELECT public.agent_session_prune($1, $2)", older_than, limit))
+
+    async def ping(self) -> None:
+        check_version(await self._call(VERSION_STATEMENT))
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    # ── Connections ─────────────────────────────────────────────────────────
+
+    async def _call(self, statement: str, *arguments: object) -> Any:
+        """The single value that `statement` returns, in one round trip."""
+        pool = self._pool
+        if pool is None or self._loop is not asyncio.get_running_loop():
+            pool = await self._open()
+        return await self._fetch(pool, statement, *arguments)
+
+    async def _fetch(self, pool: ConnectionPool, statement: str, *arguments: object) -> Any:
+        try:
+            return await pool.fetchval(statement, arguments)
+        except ConnectFailed as error:
+            cause = error.__cause__ or error
+            raise translate(cause, self.settings, sent=False) from cause
+        except DRIVER_ERRORS as error:
+            if isinstance(error, asyncpg.UniqueViolationError) and error.constraint_name == "agent_sessions_batch":
+                return True  # an earlier attempt stored this batch; its answer got lost
+            ours = translate(error, self.settings, sent=True)
+            if isinstance(ours, StoreUnavailable) and ours.maybe_applied:
+                pool.forget_idle()
+            raise ours from error
+
+    async def _open(self) -> ConnectionPool:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._pool is not None and self._loop is not None and not self._loop.is_closed():
+                raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
+            self._loop, self._pool, self._opening = loop, None, asyncio.Lock()
+        async with self._opening:
+            if self._pool is None:
+                pool = ConnectionPool(
+                    connect_options(self.settings), self.settings.database_pool_max, self.settings.database_timeout_seconds
+                )
+                try:
+                    check_version(await self._fetch(pool, VERSION_STATEMENT))
+                except BaseException:
+                    await pool.close()
+                    raise
+                self._pool = pool
+            return self._pool
+
+
+class PostgresSession(SharedStoreSession):
+    """A session that needs no store of its own: all with the same address share one per event loop.
+
+    Args:
+        session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
+        dsn: postgresql://user:password@host:5432/name; DATABASE_URL if left out.
+        user_id: Whose conversation it is.
+        session_settings: Default limit for reads; an object or a dict.
+        settings: Everything else; from the environment if left out.
+
+    Raises:
+        SettingMissing: No dsn, or no usable one.
+        InvalidSessionId: See `SessionKey.check`.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        dsn: str | None = None,
+        *,
+        user_id: str = "",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        settings: PostgresSettings | None = None,
+    ) -> None:
+        settings = settings or PostgresSettings()
+        if dsn is not None:
+            settings = settings.model_copy(update={"database_url": SecretStr(dsn)})
+        key = SessionKey(user_id, session_id)
+        super().__init__(settings.dsn, lambda: PostgresStore(settings), key, session_settings)
+
+
+def _session_info(row: Mapping[str, Any]) -> SessionInfo:
+    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at")}
+    return SessionInfo(**{**row, **times})

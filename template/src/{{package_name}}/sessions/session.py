@@ -1,0 +1,219 @@
+"""The SDK's session protocol over any store.
+
+Usage::
+
+    session = store.session("chat-1", user_id="ada")
+    await Runner.run(agent, "Hi", session=session)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from agents.items import TResponseInputItem
+from agents.memory import SessionSettings
+from agents.run_context import RunContextWrapper
+
+from .codec import UnreadableItem, decode_item, encode_item, role_of, title_of
+from .compaction import compaction_snapshot
+from .retry import retried
+from .store import Batch, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner
+
+if TYPE_CHECKING:
+    from agents.memory.session import _CompactionSnapshot
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class StoredSession:
+    """One conversation of one user. Cheap to make, holds no connection, needs no closing.
+
+    Args:
+        make_store: Gives the store where the items are.
+        key: Whose conversation, and which.
+        session_settings: Default limit for reads; an object or a dict.
+
+    Every method may raise what `SessionStore` raises, and `WrongOwner`.
+    """
+
+    def __init__(
+        self,
+        make_store: Callable[[], SessionStore],
+        key: SessionKey,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> None:
+        self._make_store = make_store
+        self.key = key.check()
+        self.session_id = key.session_id
+        self.user_id = key.user_id
+        # The Runner reads attributes of it, so a dict would fail there.
+        self.session_settings: SessionSettings | None = (
+            SessionSettings(**session_settings) if isinstance(session_settings, dict) else session_settings
+        )
+
+    @property
+    def store(self) -> SessionStore:
+        """The store behind this session."""
+        return self._make_store()
+
+    # ── The protocol ────────────────────────────────────────────────────────
+
+    async def get_items(
+        self, limit: int | None = None, wrapper: RunContextWrapper[Any] | None = None
+    ) -> list[TResponseInputItem]:
+        """The newest `limit` readable items, oldest first.
+
+        Args:
+            limit: None means the default of `session_settings`, and all if that has none; 0 or less means no items.
+            wrapper: The run that asks. If its context carries a `user_id`, it must be this session's.
+        """
+        self._check_owner(wrapper)
+        if limit is None and self.session_settings is not None:
+            limit = self.session_settings.limit
+        if limit is not None and limit <= 0:
+            return []
+        asked = limit
+        while True:
+            rows = await self._retried(lambda: self.store.tail(self.key, asked))
+            items = self._readable(rows)
+            # Unreadable rows do not count towards the limit, so look further back until it is reached.
+            if asked is None or limit is None or len(items) >= limit or len(rows) < asked:
+                return items if limit is None else items[-limit:]
+            asked *= 2
+
+    async def add_items(
+        self, items: list[TResponseInputItem], wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Store all items after everything stored before, or none of them, exactly once.
+
+        Raises:
+            ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`.
+            TypeError: An item holds something that JSON has no word for.
+        """
+        self._check_owner(wrapper)
+        if items:
+            batch = self._batch(items)
+            await _settled(self._retried(lambda: self.store.append(self.key, batch)))
+
+    async def pop_item(self, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
+        """Remove and return the newest readable item; None if there is none. Unreadable rows stay.
+
+        If the connection is lost before the answer arrives, the item may be gone: `StoreUnavailable` says so.
+        """
+        self._check_owner(wrapper)
+        return await _settled(self._pop())
+
+    async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
+        """Remove all items; title and metadata stay."""
+        self._check_owner(wrapper)
+        await _settled(self._retried(lambda: self.store.clear(self.key)))
+
+    # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        batch = self._batch(items)
+        return await _settled(self._retried(lambda: self.store.replace_tail(self.key, None, batch)))
+
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[TResponseInputItem], bool] | None = None
+    ) -> _CompactionSnapshot | None:
+        return await compaction_snapshot(self, limit, prune_prefix)
+
+    async def replace_tail(self, expected_tail: Sequence[str], items: list[TResponseInputItem]) -> bool:
+        """Put `items` in the place of the newest rows, if their texts still are `expected_tail`; False if not."""
+        batch = self._batch(items)
+        return await _settled(self._retried(lambda: self.store.replace_tail(self.key, expected_tail, batch)))
+
+    async def tail(self, limit: int | None) -> list[str]:
+        """The newest `limit` rows as stored text, oldest first."""
+        return await self._retried(lambda: self.store.tail(self.key, limit))
+
+    # ── Inside ──────────────────────────────────────────────────────────────
+
+    def _batch(self, items: Sequence[TResponseInputItem]) -> Batch:
+        rows = [Row(encode_item(item), role_of(item)) for item in items]
+        largest = self.store.settings.session_max_item_bytes
+        for position, row in enumerate(rows, 1):
+            # Characters first: counting bytes is only needed near the limit (UTF-8 has at most 4 for one).
+            if len(row.content) * 4 > largest and (size := len(row.content.encode())) > largest:
+                raise ItemTooLarge(
+                    f"Item {position} of {len(rows)} has {size:,} bytes, more than {largest:,}; nothing was stored. "
+                    "Refer to large files by URL or file id, or raise SESSION_MAX_ITEM_BYTES."
+                )
+        return Batch(uuid4(), rows, title_of(items))
+
+    def _readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:
+        try:
+            return [decode_item(row) for row in rows]
+        except UnreadableItem:
+            pass
+        items = []
+        for age, row in enumerate(reversed(rows), 1):
+            try:
+                items.append(decode_item(row))
+            except UnreadableItem as problem:
+                logger.warning("Skipped an unreadable row (%s): number %d from the newest of %r", problem, age, self.key)
+        return items[::-1]
+
+    async def _pop(self) -> TResponseInputItem | None:
+        text = await self._retried(lambda: self.store.pop(self.key), repeatable=False)
+        if text is None:
+            return None
+        try:
+            return decode_item(text)
+        except UnreadableItem:
+            # Rare, so it may cost more: put the row back and take the newest readable one out from under it.
+            await self._retried(lambda: self.store.append(self.key, Batch(uuid4(), [Row(text)])))
+        return await self._pop_readable()
+
+    async def _pop_readable(self) -> TResponseInputItem | None:
+        asked = 8
+        while True:
+            rows = await self.tail(asked)
+            for index in range(len(rows) - 1, -1, -1):
+                try:
+                    item = decode_item(rows[index])
+                except UnreadableItem:
+                    continue
+                kept = Batch(uuid4(), [Row(row) for row in rows[index + 1 :]])
+                if await self._retried(lambda: self.store.replace_tail(self.key, rows[index:], kept)):
+                    return item
+                break  # somebody wrote in between: look again
+            else:
+                if len(rows) < asked:
+                    return None
+                asked *= 2
+
+    def _check_owner(self, wrapper: RunContextWrapper[Any] | None) -> None:
+        context = wrapper.context if wrapper is not None else None
+        owner = context.get("user_id") if isinstance(context, dict) else getattr(context, "user_id", None)
+        if owner is not None and owner != self.user_id:
+            raise WrongOwner(
+                "This run belongs to another user than its session. "
+                "Make the session with the user_id that the run's context carries."
+            )
+
+    async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
+        """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""
+        return await retried(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
+
+
+async def _settled(mutation: Awaitable[T]) -> T:
+    """Wait until the outcome of a mutation is known, even when the caller is cancelled; then let the cancellation go on."""
+    task = asyncio.ensure_future(mutation)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("A cancelled call failed: %s", task.exception())
+        raise cancelled
+    return task.result()

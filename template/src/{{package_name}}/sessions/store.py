@@ -1,0 +1,253 @@
+"""What a backend promises: rows of opaque text, kept in order, one history per session.
+
+A backend implements `SessionStore` and knows nothing of items, JSON or the SDK; `StoredSession` does the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from agents.memory import SessionSettings
+
+    from .session import StoredSession
+
+COMMAND = __name__.partition(".")[0].replace("_", "-")
+"""The command line of this project, for messages that say what to run."""
+
+MAX_ID_BYTES = 1000
+"""Longest session id or user id in UTF-8 bytes: both together must fit into one index entry (2,704 bytes in PostgreSQL)."""
+
+
+class SessionStoreError(Exception):
+    """Something went wrong with stored sessions. The message says what, and what to do next."""
+
+
+class SettingMissing(SessionStoreError):
+    """A setting that the store needs is absent or cannot be read."""
+
+
+class InvalidSessionId(SessionStoreError, ValueError):
+    """A session id or user id that no store could keep faithfully."""
+
+
+class ItemTooLarge(SessionStoreError, ValueError):
+    """An item is larger than `SESSION_MAX_ITEM_BYTES`; nothing of its batch was stored."""
+
+
+class WrongOwner(SessionStoreError, PermissionError):
+    """A run of one user tried to use the session of another."""
+
+
+class SchemaOutdated(SessionStoreError):
+    """The database schema and this program do not fit together."""
+
+
+class StoreRefused(SessionStoreError):
+    """The server answered and will not serve us: password, permission, missing database, full disk. Retrying is no use."""
+
+
+class StoreUnavailable(SessionStoreError):
+    """The server could not be reached, or went away.
+
+    Args:
+        maybe_applied: True when the request may have been carried out although no answer came back.
+    """
+
+    def __init__(self, message: str, *, maybe_applied: bool = False) -> None:
+        super().__init__(message)
+        self.maybe_applied = maybe_applied
+
+
+class SessionKey(NamedTuple):
+    """The name of one session. Two users may both have a session called "default" and never meet."""
+
+    user_id: str
+    session_id: str
+
+    def check(self) -> SessionKey:
+        """Return this key.
+
+        Raises:
+            InvalidSessionId: An id is no text, too long, empty (the session's), or holds NUL or half a surrogate pair.
+        """
+        for name, value in zip(("user_id", "session_id"), self, strict=True):
+            if not isinstance(value, str):
+                raise InvalidSessionId(f"{name} must be a str, not {type(value).__name__}.")
+            if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+                raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
+            if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+                raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
+        if not self.session_id:
+            raise InvalidSessionId("session_id is empty. Give every conversation an id of its own.")
+        return self
+
+
+class Row(NamedTuple):
+    """One stored item: its exact text, and its role for people who query the database."""
+
+    content: str
+    role: str | None = None
+
+
+class Batch(NamedTuple):
+    """Rows that are stored together or not at all. The id makes a repeated call harmless."""
+
+    id: UUID
+    rows: Sequence[Row]
+    title: str | None = None
+    """Becomes the session's title if it has none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What is known of a session without reading its items."""
+
+    user_id: str
+    session_id: str
+    title: str | None
+    item_count: int
+    created_at: datetime
+    updated_at: datetime
+    metadata: Mapping[str, Any]
+
+
+class SessionPage(NamedTuple):
+    """Some sessions, newest first, and where to go on (None at the end)."""
+
+    sessions: list[SessionInfo]
+    next_cursor: str | None
+
+
+class StoreSettings(BaseSettings):
+    """Settings of every backend, from the environment or `.env`."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    session_max_item_bytes: int = Field(default=16 * 2**20, gt=0)
+    """Largest item in bytes of UTF-8. An image inlined as base64 counts in full."""
+    session_retry_seconds: float = Field(default=10.0, ge=0)
+    """How long a lost connection is retried before the error reaches the caller."""
+
+
+class SessionStore(ABC):
+    """Where sessions are kept. One per process and event loop; sessions are light views on it.
+
+    Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
+    All but `pop` may simply be called again after `StoreUnavailable`.
+    """
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+
+    def session(
+        self,
+        session_id: str,
+        *,
+        user_id: str = "",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> StoredSession:
+        """A view on one session; no I/O, nothing to close.
+
+        Raises:
+            InvalidSessionId: See `SessionKey.check`.
+        """
+        from .session import StoredSession  # the session builds on the store, so it is imported late
+
+        return StoredSession(lambda: self, SessionKey(user_id, session_id), session_settings)
+
+    # ── Items ───────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def append(self, key: SessionKey, batch: Batch) -> None:
+        """Store all rows of `batch` after everything stored before, or none of them.
+
+        Concurrent batches of one session never interleave, and readers see them in the order of their commits.
+        The same `batch.id` twice stores it once, so a caller whose connection broke may simply call again.
+        """
+
+    @abstractmethod
+    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+        """The newest `limit` (> 0) rows, oldest first; None for all. An unknown session has none."""
+
+    @abstractmethod
+    async def pop(self, key: SessionKey) -> str | None:
+        """Remove and return the newest row; None if there is none. Two callers never get the same row."""
+
+    @abstractmethod
+    async def clear(self, key: SessionKey) -> None:
+        """Remove all rows. The session keeps its title and metadata."""
+
+    @abstractmethod
+    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        """Put `batch` in the place of the newest rows, if those still are `expected_tail` (oldest first); None for all rows.
+
+        Returns:
+            False if somebody wrote in between: then nothing was changed.
+        """
+
+    # ── Sessions ────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def find_session(self, key: SessionKey) -> SessionInfo | None:
+        """What is known of one session; None if it does not exist."""
+
+    @abstractmethod
+    async def list_sessions(
+        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> SessionPage:
+        """Sessions of a user (None: of everybody), the last written first, `limit` (1 to 500) at a time.
+
+        Raises:
+            ValueError: `cursor` is not one that this method returned.
+        """
+
+    @abstractmethod
+    async def update_session(
+        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Set title, metadata (replaced as a whole) or both; None leaves one as it is. False if there is no such session."""
+
+    @abstractmethod
+    async def delete_session(self, key: SessionKey) -> bool:
+        """Remove a session and everything in it. False if there was none."""
+
+    @abstractmethod
+    async def delete_user(self, user_id: str) -> int:
+        """Remove all sessions of a user; returns how many there were."""
+
+    @abstractmethod
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        """Remove up to `limit` sessions last written before `older_than`; returns how many. Call until it returns 0."""
+
+    # ── The store itself ────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Return if the server answers and its schema fits; raise what is wrong otherwise."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back every connection. A closed store opens again when it is used."""
+
+    def __await__(self) -> Generator[Any, None, SessionStore]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> SessionStore:
+        await self.ping()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
