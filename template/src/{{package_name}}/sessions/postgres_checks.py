@@ -8,8 +8,14 @@ from time import perf_counter
 import asyncpg
 
 from .checks import Check
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, check_version, connect_options, translate
-from .postgres_connection import VERSION_STATEMENT as SCHEMA_VERSION_STATEMENT
+from .postgres_connection import (
+    DRIVER_ERRORS,
+    VERSION_STATEMENT,
+    PostgresSettings,
+    check_version,
+    connect_options,
+    translate,
+)
 from .postgres_schema import Migration, status
 from .store import COMMAND, SessionStoreError
 
@@ -20,10 +26,10 @@ OLDEST_TESTED = 15
 # What the functions of migrations/ do to the tables, with the rights of the role that calls them.
 _MISSING_RIGHTS = """
 SELECT array(
-  SELECT format('%s on table %s', wanted.right, wanted.name)
-  FROM (SELECT r, t FROM unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS r,
-        unnest(array['agent_sessions', 'agent_session_info']) AS t) AS wanted (right, name)
-  WHERE NOT has_table_privilege('public.' || wanted.name, wanted.right)
+  SELECT format('%s on table %s', wanted.privilege, wanted.name)
+  FROM (SELECT p, t FROM unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p,
+        unnest(array['agent_sessions', 'agent_session_info']) AS t) AS wanted (privilege, name)
+  WHERE NOT has_table_privilege('public.' || wanted.name, wanted.privilege)
   UNION ALL
   SELECT format('EXECUTE on function %s', proname) FROM pg_catalog.pg_proc
   WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'agent\\_session\\_%'
@@ -33,12 +39,13 @@ SELECT array(
 
 
 async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migration]) -> AsyncIterator[Check]:
-    """All checks of the database; the last one is a failure if no further use of it makes sense."""
+    """All checks of the database. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
         connection = await asyncpg.connect(**connect_options(settings))
     except DRIVER_ERRORS as error:
-        yield Check("connection", "fail", "The database cannot be reached.", str(translate(error, settings, sent=False)))
+        problem = translate(error, settings, sent=False)
+        yield Check("connection", "fail", "The database cannot be reached.", str(problem))
         return
     except SessionStoreError as error:
         yield Check("connection", "fail", "There is no usable DATABASE_URL.", str(error))
@@ -52,7 +59,78 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         yield schema
         if schema.state != "fail":
             yield await _check_rights(connection)
-    except DRIVER_ERRORS as error:
-        yield Check("connection", "fail", "The database did not answer.", str(translate(error, settings, sent=True)))
+    except (*DRIVER_ERRORS, SessionStoreError) as error:
+        problem = error if isinstance(error, SessionStoreError) else translate(error, settings, sent=True)
+        yield Check("connection", "fail", "The checks were cut short.", str(problem))
     finally:
         await connection.close()
+
+
+def _check_server_version(connection: asyncpg.Connection) -> Check:
+    version = connection.get_server_version()
+    name = f"The server is PostgreSQL {version.major}.{version.minor}"
+    if version.major < OLDEST:
+        return Check("server version", "fail", f"{name}, too old for this app.", "Upgrade the server.")
+    if version.major < OLDEST_TESTED:
+        what = f"{name}; this app is only tested with {OLDEST_TESTED} and later."
+        return Check("server version", "warn", what, "Plan an upgrade of the server.")
+    return Check("server version", "ok", f"{name}.")
+
+
+async def _check_encoding(connection: asyncpg.Connection) -> Check:
+    encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        what = f"The database stores text as {encoding}, which cannot hold every character."
+        return Check("encoding", "fail", what, "Use a database made with ENCODING 'UTF8' TEMPLATE template0.")
+    return Check("encoding", "ok", "The database stores text as UTF8.")
+
+
+async def _check_pooler(connection: asyncpg.Connection, settings: PostgresSettings) -> Check:
+    """A pooler makes up the process id it greets with; in transaction mode the real one may change as well."""
+    try:
+        seen = {await connection.fetchval("SELECT pg_backend_pid()") for _ in range(3)}
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError):
+        seen = set()
+    between = seen != {connection.get_server_pid()}
+    if settings.behind_pooler:
+        found = "it is there" if between else "none shows itself (without one, this costs a round trip a call)"
+        return Check("pooler", "ok", f"The settings say that a transaction pooler stands in between: {found}.")
+    if len(seen) != 1:
+        what = "A transaction pooler stands in between, and the settings do not say so."
+        return Check("pooler", "fail", what, "Set DATABASE_POOLER=transaction.")
+    if between:
+        what = "A pooler stands in between. In session mode all is well; in transaction mode calls fail under load."
+        return Check("pooler", "warn", what, "If it is in transaction mode, set DATABASE_POOLER=transaction.")
+    return Check("pooler", "ok", "The connection goes straight to the server.")
+
+
+async def _check_schema(
+    connection: asyncpg.Connection, settings: PostgresSettings, migrations: Sequence[Migration]
+) -> Check:
+    try:
+        version = await connection.fetchval(VERSION_STATEMENT)
+        check_version(version)
+    except asyncpg.PostgresError as error:
+        return Check("schema", "fail", "The schema is not there.", str(translate(error, settings, sent=True)))
+    except SessionStoreError as error:
+        return Check("schema", "fail", "The schema does not fit this program.", str(error))
+    fits = f"The schema fits this program: version {version[0]}"
+    try:
+        states = [state for state in await status(settings, migrations) if state.state != "applied"]
+    except SessionStoreError:
+        return Check("schema", "ok", f"{fits}. (This role cannot see which migrations were applied.)")
+    if states:
+        found = ", ".join(f"{state.version} is {state.state}" for state in states)
+        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"Look at `{COMMAND} db status`.")
+    return Check("schema", "ok", f"{fits}.")
+
+
+async def _check_rights(connection: asyncpg.Connection) -> Check:
+    missing = await connection.fetchval(_MISSING_RIGHTS)
+    role = await connection.fetchval("SELECT current_user")
+    if missing:
+        what = f"The role {role} lacks {', '.join(missing)}."
+        return Check("rights", "fail", what, "Grant the rights that README.md lists under deployment.")
+    if await connection.fetchval("SELECT has_schema_privilege('public', 'CREATE')"):
+        return Check("rights", "ok", f"The role {role} may do all that is needed, and change the schema as well.")
+    return Check("rights", "ok", f"The role {role} may do all that is needed, and not change the schema.")

@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
 
 from agents.items import TResponseInputItem
 from agents.memory import SessionSettings
@@ -98,7 +97,7 @@ class StoredSession:
         self._check_owner(wrapper)
         if items:
             batch = self._batch(items)
-            await _settled(self._retried(lambda: self.store.append(self.key, batch)))
+            await self._changed(lambda: self.store.append(self.key, batch))
 
     async def pop_item(self, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None if there is none. Unreadable rows stay.
@@ -111,13 +110,13 @@ class StoredSession:
     async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items; title and metadata stay."""
         self._check_owner(wrapper)
-        await _settled(self._retried(lambda: self.store.clear(self.key)))
+        await self._changed(lambda: self.store.clear(self.key))
 
     # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         batch = self._batch(items)
-        return await _settled(self._retried(lambda: self.store.replace_tail(self.key, None, batch)))
+        return await self._changed(lambda: self.store.replace_tail(self.key, None, batch))
 
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Callable[[TResponseInputItem], bool] | None = None
@@ -127,7 +126,7 @@ class StoredSession:
     async def replace_tail(self, expected_tail: Sequence[str], items: list[TResponseInputItem]) -> bool:
         """Put `items` in the place of the newest rows, if their texts still are `expected_tail`; False if not."""
         batch = self._batch(items)
-        return await _settled(self._retried(lambda: self.store.replace_tail(self.key, expected_tail, batch)))
+        return await self._changed(lambda: self.store.replace_tail(self.key, expected_tail, batch))
 
     async def tail(self, limit: int | None) -> list[str]:
         """The newest `limit` rows as stored text, oldest first."""
@@ -145,7 +144,7 @@ class StoredSession:
                     f"Item {position} of {len(rows)} has {size:,} bytes, more than {largest:,}; nothing was stored. "
                     "Refer to large files by URL or file id, or raise SESSION_MAX_ITEM_BYTES."
                 )
-        return Batch(uuid4(), rows, title_of(items))
+        return Batch.of(rows, title_of(items))
 
     def _readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:
         try:
@@ -168,7 +167,7 @@ class StoredSession:
             return decode_item(text)
         except UnreadableItem:
             # Rare, so it may cost more: put the row back and take the newest readable one out from under it.
-            await self._retried(lambda: self.store.append(self.key, Batch(uuid4(), [Row(text)])))
+            await self._retried(lambda: self.store.append(self.key, Batch.of([Row(text)])))
         return await self._pop_readable()
 
     async def _pop_readable(self) -> TResponseInputItem | None:
@@ -180,7 +179,7 @@ class StoredSession:
                     item = decode_item(rows[index])
                 except UnreadableItem:
                     continue
-                kept = Batch(uuid4(), [Row(row) for row in rows[index + 1 :]])
+                kept = Batch.of([Row(row) for row in rows[index + 1 :]])
                 if await self._retried(lambda: self.store.replace_tail(self.key, rows[index:], kept)):
                     return item
                 break  # somebody wrote in between: look again
@@ -198,14 +197,25 @@ class StoredSession:
                 "Make the session with the user_id that the run's context carries."
             )
 
+    async def _changed(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled.
+
+        A cancelled call may have been carried out or not. Repeating it is harmless, and tells.
+        """
+        try:
+            return await self._retried(operation)
+        except asyncio.CancelledError:
+            await _settled(self._retried(operation))
+            raise
+
     async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""
         return await retried(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
 
 
-async def _settled(mutation: Awaitable[T]) -> T:
-    """Wait until the outcome of a mutation is known, even when the caller is cancelled; then let the cancellation go on."""
-    task = asyncio.ensure_future(mutation)
+async def _settled(change: Awaitable[T]) -> T:
+    """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on."""
+    task = asyncio.ensure_future(change)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

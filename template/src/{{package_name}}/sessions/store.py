@@ -5,6 +5,8 @@ A backend implements `SessionStore` and knows nothing of items, JSON or the SDK;
 
 from __future__ import annotations
 
+import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +109,14 @@ class Batch(NamedTuple):
     rows: Sequence[Row]
     title: str | None = None
     """Becomes the session's title if it has none yet."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], title: str | None = None) -> Batch:
+        """A batch with a new id. Ids grow with time (UUID version 7), so that their index grows at one end only."""
+        milliseconds = time.time_ns() // 1_000_000
+        random = int.from_bytes(os.urandom(10))
+        bits = milliseconds << 80 | random & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62
+        return cls(UUID(int=bits), rows, title)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""The three sides of the PostgreSQL benchmark: ours, the SDK's SQLAlchemySession, and the bare driver as the floor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import asyncpg
+from agents.extensions.memory import SQLAlchemySession
+from my_agent.app import migrations
+from my_agent.sessions import PostgresSettings, open_store
+from my_agent.sessions.postgres_schema import upgrade
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import create_async_engine
+
+Items = list[Any]
+
+FLOOR_TABLE = """
+CREATE TABLE IF NOT EXISTS floor_items (
+  id bigint GENERATED ALWAYS AS IDENTITY, session_id text, content text, PRIMARY KEY (session_id, id)
+) WITH (toast_tuple_target = 8160);
+ALTER TABLE floor_items ALTER content SET STORAGE EXTERNAL;
+"""
+
+
+class Side(Protocol):
+    """One way to keep a conversation."""
+
+    def get_items(self, limit: int) -> Awaitable[object]: ...
+    def add_items(self, items: Items) -> Awaitable[object]: ...
+    def pop_item(self) -> Awaitable[object]: ...
+
+
+class Floor:
+    """The same bytes through bare connections: one minimal statement, encoded before, not decoded after.
+
+    No lock, no repeated-batch check, no session row. Nothing that keeps a promise can be faster.
+    """
+
+    def __init__(self, idle: list[asyncpg.Connection], session_id: str) -> None:
+        self._idle, self._id = idle, session_id
+        self._encoded: dict[int, list[str]] = {}
+
+    async def add_items(self, items: Items) -> object:
+        encoded = self._encoded.get(id(items)) or self._encoded.setdefault(id(items), [json.dumps(i) for i in items])
+        statement = "INSERT INTO floor_items (session_id, content) SELECT $1, unnest($2::text[])"
+        return await self._fetch(statement, self._id, encoded)
+
+    async def get_items(self, limit: int) -> object:
+        statement = "SELECT content FROM floor_items WHERE session_id = $1 ORDER BY id DESC LIMIT $2"
+        return await self._fetch(statement, self._id, limit)
+
+    async def pop_item(self) -> object:
+        newest = "SELECT id FROM floor_items WHERE session_id = $1 ORDER BY id DESC LIMIT 1"
+        statement = f"DELETE FROM floor_items WHERE session_id = $1 AND id = ({newest}) RETURNING content"  # noqa: S608
+        return await self._fetch(statement, self._id)
+
+    async def _fetch(self, statement: str, *arguments: object) -> object:
+        connection = self._idle.pop()
+        try:
+            return await connection.fetch(statement, *arguments)
+        finally:
+            self._idle.append(connection)
+
+
+@asynccontextmanager
+async def sides(url: str, clients: int) -> AsyncIterator[dict[str, list[Side]]]:
+    """For each side, one session per client, over as many connections as there are clients."""
+    settings = PostgresSettings(database_url=SecretStr(url), database_pool_max=clients)
+    await upgrade(settings, migrations())
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"), pool_size=clients, max_overflow=0)
+    idle = [await asyncpg.connect(url) for _ in range(clients)]
+    await idle[0].execute(FLOOR_TABLE)
+    connections = list(idle)
+    names = [f"bench-{clients}-{n}" for n in range(clients)]
+    # By default the SDK's table would have the name of ours.
+    tables = {"sessions_table": "sdk_sessions", "messages_table": "sdk_messages", "create_tables": True}
+    async with open_store(settings) as store:
+        yield {
+            "ours": [store.session(name) for name in names],
+            "sdk": [SQLAlchemySession(name, engine=engine, **tables) for name in names],
+            "floor": [Floor(idle, name) for name in names],
+        }
+    await engine.dispose()
+    for connection in connections:
+        await connection.close()

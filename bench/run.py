@@ -1,0 +1,146 @@
+"""Compares our sessions with the SDK's and with the bare driver, interleaved in one run, and prints ratios.
+
+Usage: `make bench`. Times are this machine's; only the ratios of one run mean something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from urllib.parse import urlsplit
+
+import postgres
+from my_agent import devserver
+from postgres import Items, Side
+from tests.relay import Relay
+
+ROUNDS = 8
+SECONDS = 0.12
+"""Length of one measurement; each operation is measured in every round, the sides in turn."""
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 32
+PROMPT = {"role": "user", "content": TEXT}
+ANSWER = {
+    "id": "msg_68d1c2f3a4b5c6d7e8f9a0b1",
+    "type": "message",
+    "role": "assistant",
+    "status": "completed",
+    "content": [{"type": "output_text", "text": TEXT, "annotations": []}],
+}
+TWO: Items = [PROMPT, ANSWER]
+ONE: Items = [PROMPT]
+THREE: Items = [ANSWER, ANSWER, ANSWER]
+
+
+async def turn(side: Side) -> None:
+    """What the Runner does for a plain turn: read, store the question, store the answer."""
+    await side.get_items(50)
+    await side.add_items(ONE)
+    await side.add_items(THREE)
+
+
+OPERATIONS: dict[str, Callable[[Side], Awaitable[object]]] = {
+    "append 2": lambda side: side.add_items(TWO),
+    "read 20": lambda side: side.get_items(20),
+    "pop": lambda side: side.pop_item(),
+    "turn": turn,
+}
+
+# facts: at least so many times better than the SDK (p50 at 1, p50 at 16, throughput at 16), and at most so far from the floor.
+GOALS = {"append 2": (5, 6.5, 6, 1.3), "read 20": (5, 7, 6.5, 1.45), "pop": (5, 8, 7, 1.3), "turn": (5, 4.5, 4.5, 1.4)}
+
+Cell = tuple[int, str, str]
+
+
+async def measure(url: str) -> dict[Cell, tuple[float, float]]:
+    """For each (clients, operation, side): median latency in µs, operations a second."""
+    latencies: dict[Cell, list[float]] = defaultdict(list)
+    rates: dict[Cell, list[float]] = defaultdict(list)
+    for clients in (1, 16):
+        for round_number in range(ROUNDS):
+            # New connections each round: where the kernel puts a server process decides much of its latency.
+            async with postgres.sides(url, clients) as all_sides:
+                for sessions in all_sides.values():
+                    await asyncio.gather(*(session.add_items(THREE * 100) for session in sessions))
+                for name, operation in OPERATIONS.items():
+                    order = list(all_sides.items())
+                    for side, sessions in order[round_number % 3 :] + order[: round_number % 3]:
+                        cell = (clients, name, side)
+                        times, elapsed = await run(operation, sessions)
+                        latencies[cell] += times
+                        rates[cell].append(len(times) / elapsed)
+            print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    return {cell: (median(times) * 1e6, median(rates[cell])) for cell, times in latencies.items()}
+
+
+async def run(operation: Callable[[Side], Awaitable[object]], sessions: list[Side]) -> tuple[list[float], float]:
+    """Every session works at once for `SECONDS`; the time of each operation, and of all, in seconds."""
+    times: list[float] = []
+
+    async def client(session: Side) -> None:
+        await operation(session)
+        end = perf_counter() + SECONDS
+        while (start := perf_counter()) < end:
+            await operation(session)
+            times.append(perf_counter() - start)
+
+    start = perf_counter()
+    await asyncio.gather(*map(client, sessions))
+    return times, perf_counter() - start
+
+
+async def round_trips(url: str) -> dict[tuple[str, str], int]:
+    """For each (operation, side): round trips of one warm call, counted on the wire."""
+    parts = urlsplit(url)
+    counts = {}
+    async with Relay(parts.hostname or "", parts.port or 5432).running() as relay:
+        async with postgres.sides(relay.url(url), 1) as all_sides:
+            for side, (session,) in all_sides.items():
+                for name, operation in OPERATIONS.items():
+                    for _ in range(3):
+                        await operation(session)
+                    before = relay.round_trips
+                    await operation(session)
+                    counts[name, side] = relay.round_trips - before
+    return counts
+
+
+def report(results: dict[Cell, tuple[float, float]], trips: dict[tuple[str, str], int]) -> None:
+    """A table; a goal that was missed is marked with !."""
+
+    def ratio(value: float, reached: bool) -> str:
+        return f"{value:.1f}{' ' if reached else '!'}"
+
+    print(f"{'':10}{'clients':>8}{'ours p50':>10}{'sdk p50':>10}{'floor p50':>11}", end="")
+    print(f"{'ours/s':>9}{'sdk/s':>8}{'p50 x sdk':>11}{'thr x sdk':>11}{'p50/floor':>11}{'trips: ours sdk floor':>23}")
+    for name, (p50_1, p50_16, rate_16, floor_1) in GOALS.items():
+        for clients in (1, 16):
+            (ours, ours_rate), (sdk, sdk_rate), (floor, _) = (results[clients, name, s] for s in ("ours", "sdk", "floor"))
+            better, faster, above = sdk / ours, ours_rate / sdk_rate, ours / floor
+            p50_goal, rate_goal = (p50_1, 0) if clients == 1 else (p50_16, rate_16)
+            print(f"{name:10}{clients:>8}{ours:>7.0f} µs{sdk:>7.0f} µs{floor:>8.0f} µs{ours_rate:>9.0f}{sdk_rate:>8.0f}", end="")
+            print(f"{ratio(better, better >= p50_goal):>11}{ratio(faster, faster >= rate_goal):>11}", end="")
+            print(f"{above:>10.2f}{'!' if clients == 1 and above > floor_1 else ' '}", end="")
+            counts = "".join(f"{trips[name, side]:>6}" for side in ("ours", "sdk", "floor"))
+            print(f"{counts:>23}" if clients == 1 else "")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, devserver.start(Path(folder) / "dev") as server:
+        print("PostgreSQL, fsync on, one machine for both ends; items of 1.5 kB", file=sys.stderr)
+        gc.collect()
+        gc.freeze()
+        trips = asyncio.run(round_trips(server.url))
+        report(asyncio.run(measure(server.url)), trips)
+
+
+if __name__ == "__main__":
+    main()
