@@ -16,7 +16,13 @@ def user(text: str) -> TResponseInputItem:
 def answer(text: str) -> TResponseInputItem:
     """An assistant message as the Responses API returns it."""
     part = {"type": "output_text", "text": text, "annotations": []}
-    item = {"id": f"msg_{uuid4().hex}", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    item = {
+        "id": f"msg_{uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
+    }
     return cast(TResponseInputItem, item)
 
 

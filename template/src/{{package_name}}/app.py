@@ -40,7 +40,9 @@ def database(settings: Settings) -> Iterator[Settings]:
         return
     home = _PROJECT if (_PROJECT / "pyproject.toml").is_file() else Path.cwd()
     with devserver.start(home / ".dev") as server:
-        logger.warning("DATABASE_URL is not set: using the embedded PostgreSQL in %s (development only).", home / ".dev")
+        logger.warning(
+            "DATABASE_URL is not set: using the embedded PostgreSQL in %s (development only).", home / ".dev"
+        )
         yield settings.model_copy(update={"database_url": SecretStr(server.url)})
 
 

@@ -7,7 +7,7 @@ a number beyond every float) goes through `json`, which keeps it. Both read what
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -32,7 +32,7 @@ def encode_item(item: TResponseInputItem) -> str:
     """
     try:
         data = _encode(item)
-        # msgspec writes NaN and infinity as null; `json` keeps them. A real null takes the slow road too, for nothing worse.
+        # msgspec writes NaN and infinity as null, `json` keeps them. A real null takes the slow road too.
         if b"null" not in data:
             return data.decode()
     except (msgspec.MsgspecError, UnicodeEncodeError, TypeError):
@@ -57,6 +57,18 @@ def decode_item(text: str) -> TResponseInputItem:
     if not isinstance(item, dict):
         raise UnreadableItem("JSON, but no object")
     return cast(TResponseInputItem, item)
+
+
+def decode_items(texts: Sequence[str]) -> list[TResponseInputItem]:
+    """All items at once, for the usual case that all are readable.
+
+    Raises:
+        UnreadableItem: One of them is no JSON object.
+    """
+    try:
+        return cast(list[TResponseInputItem], [_decode(text) for text in texts])
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return [decode_item(text) for text in texts]
 
 
 def role_of(item: TResponseInputItem) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agents.items import TResponseInputItem
 
-from .codec import UnreadableItem, decode_item
+from .codec import UnreadableItem, decode_item, decode_items
 
 if TYPE_CHECKING:
     from agents.memory.session import _CompactionSnapshot
@@ -36,7 +36,7 @@ async def compaction_snapshot(
     fetched = await session.tail(limit + 1)
     rows = fetched[-limit:]
     try:
-        items = [decode_item(row) for row in rows]
+        items = decode_items(rows)
     except UnreadableItem:
         return None
 

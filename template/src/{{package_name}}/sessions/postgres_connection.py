@@ -25,7 +25,7 @@ SCHEMA_VERSION = 20261123000001
 VERSION_STATEMENT = "SELECT public.agent_session_schema_version()"
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""All that asyncpg raises. A timeout is an OSError; InternalClientError is how it sometimes reports a cut connection."""
+"""All that asyncpg raises. A timeout is an OSError; a cut connection is at times an InternalClientError."""
 
 
 class PostgresSettings(StoreSettings):
@@ -38,7 +38,7 @@ class PostgresSettings(StoreSettings):
     database_timeout_seconds: float = Field(default=30.0, gt=0)
     """For connecting, for waiting for a free connection, and for one statement."""
     database_pooler: Literal["auto", "transaction", "none"] = "auto"
-    """Does a transaction pooler (PgBouncer, Supavisor) stand in between? auto: yes for port 6543 and ?pgbouncer=true."""
+    """Is a transaction pooler (PgBouncer, Supavisor) in between? auto: yes for port 6543 and ?pgbouncer=true."""
 
     @property
     def dsn(self) -> str:
@@ -82,7 +82,9 @@ def connect_options(settings: PostgresSettings) -> dict[str, Any]:
     """Arguments for `asyncpg.connect`."""
     options: dict[str, Any] = {
         # asyncpg does not know the parameter that others use to announce PgBouncer.
-        "dsn": settings.dsn.replace("?pgbouncer=true&", "?").replace("?pgbouncer=true", "").replace("&pgbouncer=true", ""),
+        "dsn": settings.dsn.replace("?pgbouncer=true&", "?")
+        .replace("?pgbouncer=true", "")
+        .replace("&pgbouncer=true", ""),
         "timeout": settings.database_timeout_seconds,
         "command_timeout": settings.database_timeout_seconds,
     }
@@ -100,7 +102,8 @@ def check_version(versions: Sequence[int]) -> None:
     version, oldest_program = versions
     if version < SCHEMA_VERSION:
         raise SchemaOutdated(
-            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. Run `{COMMAND} db upgrade`."
+            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. "
+            f"Run `{COMMAND} db upgrade`."
         )
     if oldest_program > SCHEMA_VERSION:
         raise SchemaOutdated(
@@ -133,7 +136,9 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         case (_, "26000"):
             return SessionStoreError(f"{server}: a pooler lost a prepared statement. Set DATABASE_POOLER=transaction.")
         case (_, "53300"):
-            return StoreUnavailable(f"{server} has no connection left. Lower DATABASE_POOL_MAX or raise max_connections.")
+            return StoreUnavailable(
+                f"{server} has no connection left. Lower DATABASE_POOL_MAX or raise max_connections."
+            )
         case ("53", _):
             return StoreRefused(f"{server} is out of resources: {problem}.")
         case ("08" | "25" | "40", _) | (_, "55P03" | "57014" | "57P01" | "57P02" | "57P03"):

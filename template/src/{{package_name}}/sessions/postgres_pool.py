@@ -59,7 +59,7 @@ class ConnectionPool:
         return value
 
     def forget_idle(self) -> None:
-        """Drop all connections not in use, after one was lost: most likely the server went away, and they are dead too."""
+        """Drop all connections not in use, after one was lost: the server went away, so they are dead too."""
         while self._idle:
             self._idle.pop()[0].terminate()
 

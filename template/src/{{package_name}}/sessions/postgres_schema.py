@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,7 +42,7 @@ class Migration(NamedTuple):
 
 
 class MigrationState(NamedTuple):
-    """A migration as the database knows it. changed: the file differs from what was applied; unknown: there is no file."""
+    """What the database knows of a migration. changed: the file is not what was applied; unknown: there is no file."""
 
     version: int
     name: str
@@ -61,7 +62,7 @@ def read_migrations(directory: Path) -> list[Migration]:
             raise SessionStoreError(f"{file.name}: name it <version>_<name>.sql, as in 20270131120000_add_table.sql.")
         migrations.append(Migration(int(name[1]), name[2], file.read_text(encoding="utf-8")))
     migrations.sort()
-    for earlier, later in zip(migrations, migrations[1:], strict=False):
+    for earlier, later in pairwise(migrations):
         if earlier.version == later.version:
             raise SessionStoreError(f"Two migrations have the version {later.version}: {earlier.name}, {later.name}.")
     return migrations

@@ -143,7 +143,9 @@ class PostgresStore(SessionStore):
         async with self._opening:
             if self._pool is None:
                 pool = ConnectionPool(
-                    connect_options(self.settings), self.settings.database_pool_max, self.settings.database_timeout_seconds
+                    connect_options(self.settings),
+                    self.settings.database_pool_max,
+                    self.settings.database_timeout_seconds,
                 )
                 try:
                     check_version(await self._fetch(pool, VERSION_STATEMENT))

@@ -17,7 +17,7 @@ from agents.items import TResponseInputItem
 from agents.memory import SessionSettings
 from agents.run_context import RunContextWrapper
 
-from .codec import UnreadableItem, decode_item, encode_item, role_of, title_of
+from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of
 from .compaction import compaction_snapshot
 from .retry import retried
 from .store import Batch, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner
@@ -74,20 +74,20 @@ class StoredSession:
         self._check_owner(wrapper)
         if limit is None and self.session_settings is not None:
             limit = self.session_settings.limit
-        if limit is not None and limit <= 0:
+        if limit is None:
+            return self._readable(await self.tail(None))
+        if limit <= 0:
             return []
         asked = limit
         while True:
-            rows = await self._retried(lambda: self.store.tail(self.key, asked))
+            rows = await self.tail(asked)
             items = self._readable(rows)
             # Unreadable rows do not count towards the limit, so look further back until it is reached.
-            if asked is None or limit is None or len(items) >= limit or len(rows) < asked:
-                return items if limit is None else items[-limit:]
+            if len(items) >= limit or len(rows) < asked:
+                return items[-limit:]
             asked *= 2
 
-    async def add_items(
-        self, items: list[TResponseInputItem], wrapper: RunContextWrapper[Any] | None = None
-    ) -> None:
+    async def add_items(self, items: list[TResponseInputItem], wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Store all items after everything stored before, or none of them, exactly once.
 
         Raises:
@@ -148,7 +148,7 @@ class StoredSession:
 
     def _readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:
         try:
-            return [decode_item(row) for row in rows]
+            return decode_items(rows)
         except UnreadableItem:
             pass
         items = []
@@ -156,7 +156,9 @@ class StoredSession:
             try:
                 items.append(decode_item(row))
             except UnreadableItem as problem:
-                logger.warning("Skipped an unreadable row (%s): number %d from the newest of %r", problem, age, self.key)
+                logger.warning(
+                    "Skipped an unreadable row (%s): number %d from the newest of %r", problem, age, self.key
+                )
         return items[::-1]
 
     async def _pop(self) -> TResponseInputItem | None:
@@ -174,19 +176,16 @@ class StoredSession:
         asked = 8
         while True:
             rows = await self.tail(asked)
-            for index in range(len(rows) - 1, -1, -1):
-                try:
-                    item = decode_item(rows[index])
-                except UnreadableItem:
-                    continue
-                kept = Batch.of([Row(row) for row in rows[index + 1 :]])
-                if await self._retried(lambda: self.store.replace_tail(self.key, rows[index:], kept)):
-                    return item
-                break  # somebody wrote in between: look again
-            else:
+            readable = (index for index in reversed(range(len(rows))) if self._readable([rows[index]]))
+            if (index := next(readable, None)) is None:
                 if len(rows) < asked:
                     return None
                 asked *= 2
+            elif await self._replaced(rows[index:], Batch.of([Row(row) for row in rows[index + 1 :]])):
+                return decode_item(rows[index])
+
+    async def _replaced(self, expected_tail: Sequence[str], batch: Batch) -> bool:
+        return await self._retried(lambda: self.store.replace_tail(self.key, expected_tail, batch))
 
     def _check_owner(self, wrapper: RunContextWrapper[Any] | None) -> None:
         context = wrapper.context if wrapper is not None else None

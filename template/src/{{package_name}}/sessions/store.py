@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import Field
@@ -28,7 +28,7 @@ COMMAND = __name__.partition(".")[0].replace("_", "-")
 """The command line of this project, for messages that say what to run."""
 
 MAX_ID_BYTES = 1000
-"""Longest session id or user id in UTF-8 bytes: both together must fit into one index entry (2,704 bytes in PostgreSQL)."""
+"""Longest session id or user id in bytes of UTF-8. Both must fit into one index entry: 2,704 bytes in PostgreSQL."""
 
 
 class SessionStoreError(Exception):
@@ -56,7 +56,7 @@ class SchemaOutdated(SessionStoreError):
 
 
 class StoreRefused(SessionStoreError):
-    """The server answered and will not serve us: password, permission, missing database, full disk. Retrying is no use."""
+    """The server answered and will not serve us: password, permission, missing database, full disk."""
 
 
 class StoreUnavailable(SessionStoreError):
@@ -200,7 +200,7 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
-        """Put `batch` in the place of the newest rows, if those still are `expected_tail` (oldest first); None for all rows.
+        """Put `batch` in the place of the newest rows if those are still `expected_tail`, oldest first (None: all rows).
 
         Returns:
             False if somebody wrote in between: then nothing was changed.
@@ -226,7 +226,7 @@ class SessionStore(ABC):
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
-        """Set title, metadata (replaced as a whole) or both; None leaves one as it is. False if there is no such session."""
+        """Set title, metadata (as a whole) or both; None leaves one as it is. False if there is no such session."""
 
     @abstractmethod
     async def delete_session(self, key: SessionKey) -> bool:
@@ -250,10 +250,10 @@ class SessionStore(ABC):
     async def close(self) -> None:
         """Give back every connection. A closed store opens again when it is used."""
 
-    def __await__(self) -> Generator[Any, None, SessionStore]:
+    def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
 
-    async def __aenter__(self) -> SessionStore:
+    async def __aenter__(self) -> Self:
         await self.ping()
         return self
 
