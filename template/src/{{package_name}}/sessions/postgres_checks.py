@@ -53,8 +53,11 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
     try:
         yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
         yield _check_server_version(connection)
+        pooler = await _check_pooler(connection, settings)
+        yield pooler
+        if pooler.state == "fail":
+            return  # any statement may fail now, and say nothing of what it asks for
         yield await _check_encoding(connection)
-        yield await _check_pooler(connection, settings)
         schema = await _check_schema(connection, settings, migrations)
         yield schema
         if schema.state != "fail":
@@ -111,7 +114,7 @@ async def _check_schema(
         version = await connection.fetchval(VERSION_STATEMENT)
         check_version(version)
     except asyncpg.PostgresError as error:
-        return Check("schema", "fail", "The schema is not there.", str(translate(error, settings, sent=True)))
+        return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:
         return Check("schema", "fail", "The schema does not fit this program.", str(error))
     fits = f"The schema fits this program: version {version[0]}"

@@ -200,7 +200,7 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
-        """Put `batch` in the place of the newest rows if those are still `expected_tail`, oldest first (None: all rows).
+        """Put `batch` in the place of the newest rows if those still are `expected_tail`, oldest first; None: all rows.
 
         Returns:
             False if somebody wrote in between: then nothing was changed.

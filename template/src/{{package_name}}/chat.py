@@ -1,0 +1,178 @@
+"""`chat`: the answer streams to stdout; what the agent does on the way is told on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from agents import RunState
+from prompt_toolkit import PromptSession
+from prompt_toolkit.output import create_output
+
+from .agent import build_agent
+from .app import opened_store
+from .cli_common import count, name
+from .conversation import (
+    AgentChanged,
+    ApprovalNeeded,
+    Done,
+    Event,
+    TextDelta,
+    ToolCalled,
+    ToolFinished,
+    TurnFailed,
+    run_turn,
+)
+from .model import choose_model
+from .sessions import SessionStoreError
+from .settings import load_settings
+from .terminal import CommandError, answer, complain, note
+
+LONGEST_NOTE = 200
+"""Characters of a tool's arguments or output that are shown."""
+
+Said = str | RunState[Any]
+"""What a turn starts with: a message, or the state of a turn that waited for an approval."""
+Turn = Callable[[Said], AsyncIterator[Event]]
+
+
+def say(message: str, session_id: str, user_id: str) -> None:
+    """Say one thing, print the answer."""
+
+    async def run() -> None:
+        async with _conversation(session_id, user_id) as (turn, _):
+            waiting = await _print_turn(turn(message))
+            while waiting is not None:
+                if not sys.stdin.isatty():
+                    calls = ", ".join(call.name for call in waiting.calls)
+                    raise CommandError(f"The agent needs approval to call {calls}. Run this at a terminal to decide.")
+                await _decide(waiting)
+                waiting = await _print_turn(turn(waiting.state))
+
+    asyncio.run(run())
+
+
+def converse(session_id: str, user_id: str) -> None:
+    """Talk until Ctrl-D, or Ctrl-C on an empty line."""
+
+    async def run() -> None:
+        async with _conversation(session_id, user_id) as (turn, so_far):
+            note(f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, Ctrl-D leaves.")
+            prompt = _prompt()
+            while True:
+                try:
+                    message = await prompt.prompt_async("> ")
+                except KeyboardInterrupt:
+                    if not prompt.default_buffer.text:
+                        return
+                except EOFError:
+                    return
+                else:
+                    if message.strip():
+                        await _exchange(turn, message)
+
+    asyncio.run(run())
+
+
+def message_from_stdin() -> str:
+    """All of stdin."""
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise CommandError("What came in on stdin is not UTF-8 text.") from None
+
+
+@asynccontextmanager
+async def _conversation(session_id: str, user_id: str) -> AsyncIterator[tuple[Turn, str]]:
+    """How to take a turn in a session, and how much was said there before."""
+    settings = load_settings()
+    async with opened_store(settings) as store:
+        session = store.session(session_id, user_id=user_id)
+        info = await store.find_session(session.key)
+        agent = build_agent(choose_model(settings))
+
+        def turn(said: Said) -> AsyncIterator[Event]:
+            return run_turn(agent, session, said, max_items=settings.history_max_items)
+
+        yield turn, count(info.item_count, "item") + " so far" if info else "new"
+
+
+async def _exchange(turn: Turn, message: str) -> None:
+    """One message of a conversation that goes on, whatever happens to the answer."""
+    try:
+        waiting = await _stoppable(_print_turn(turn(message)))
+        while waiting is not None:
+            await _decide(waiting)
+            waiting = await _stoppable(_print_turn(turn(waiting.state)))
+    except asyncio.CancelledError:
+        note("\nStopped.")
+    except (SessionStoreError, TurnFailed) as error:
+        complain(f"Error: {error}")
+
+
+async def _stoppable(work: Coroutine[Any, Any, ApprovalNeeded | None]) -> ApprovalNeeded | None:
+    """Let Ctrl-C cancel this work and nothing else. (The prompt takes Ctrl-C for itself while it is there.)"""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return await task
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _print_turn(events: AsyncIterator[Event]) -> ApprovalNeeded | None:
+    """Print what happens; what the agent needs approval for, None if it is done."""
+    agent_name: str | None = None
+    printed, line_is_open = False, False
+
+    def aside(text: str) -> None:
+        nonlocal line_is_open
+        if line_is_open:
+            answer("")
+        line_is_open = False
+        note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
+
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case TextDelta(text):
+                    answer(text, newline=False)
+                    printed, line_is_open = True, not text.endswith("\n")
+                case ToolCalled(tool, arguments):
+                    aside(f"→ {tool}({arguments})")
+                case ToolFinished(output):
+                    aside(f"← {output}")
+                case AgentChanged(new_name):
+                    if agent_name is not None:  # the first one is who the turn starts with
+                        aside(f"→ {new_name} takes over")
+                    agent_name = new_name
+                case ApprovalNeeded():
+                    return event
+                case Done(output):
+                    answer("" if printed else output, newline=line_is_open or not printed)
+    return None
+
+
+async def _decide(waiting: ApprovalNeeded) -> None:
+    """Ask about each call that needs approval."""
+    prompt = _prompt()
+    for call, item in zip(waiting.calls, waiting.state.get_interruptions(), strict=True):
+        note(f"The agent wants to call {call.name}({call.arguments})")
+        try:
+            decision = await prompt.prompt_async("Allow it? [y/N] ")
+        except (KeyboardInterrupt, EOFError):
+            decision = "no"
+        if decision.strip().lower() in ("y", "yes"):
+            waiting.state.approve(item)
+        else:
+            waiting.state.reject(item)
+
+
+def _prompt() -> PromptSession[str]:
+    """A line editor on stderr if stdout is piped."""
+    return PromptSession(output=create_output(always_prefer_tty=True))

@@ -1,0 +1,176 @@
+"""One turn of a conversation: the session's history, the agent's run, and what happens on the way as events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from agents import (
+    Agent,
+    AgentsException,
+    InputGuardrailTripwireTriggered,
+    MaxTurnsExceeded,
+    OutputGuardrailTripwireTriggered,
+    RawResponsesStreamEvent,
+    RunConfig,
+    RunItemStreamEvent,
+    Runner,
+    RunResultStreaming,
+    RunState,
+)
+
+from .history import history_settings, history_window
+from .sessions import StoredSession
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Goes with a run to its tools, and to the session, which refuses runs of other users."""
+
+    user_id: str
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """A piece of the answer, as it is written."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCalled:
+    """The agent calls a tool; arguments are the JSON text that the model wrote."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ToolFinished:
+    """A tool has answered."""
+
+    output: str
+
+
+@dataclass(frozen=True)
+class AgentChanged:
+    """Another agent took over."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ApprovalNeeded:
+    """The turn stands still until its tool calls are decided.
+
+    Decide each with `state.approve` or `state.reject`, then give `state` to `run_turn`; in another process, after
+    `state.to_json()` and `RunState.from_json`.
+    """
+
+    calls: list[ToolCalled]
+    state: RunState[RunContext]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The turn is over, and all of it is stored."""
+
+    output: str
+
+
+Event = TextDelta | ToolCalled | ToolFinished | AgentChanged | ApprovalNeeded | Done
+
+
+class TurnFailed(Exception):
+    """A turn broke off. The message says why and what to do; finished steps of the turn stay stored.
+
+    The user's message is among them, so asking again with the same words stores it twice.
+    """
+
+
+async def run_turn(
+    agent: Agent[Any], session: StoredSession, message: str | RunState[RunContext], *, max_items: int
+) -> AsyncIterator[Event]:
+    """Say something to the agent and follow what it does.
+
+    Args:
+        agent: Who answers.
+        session: Where the conversation is kept.
+        message: What the user says, or the decided state of a turn that needed an approval.
+        max_items: How much of the history the model may see, see `history.py`.
+
+    Raises:
+        TurnFailed: The model or the agent failed.
+        SessionStoreError: The store failed.
+    """
+    result = Runner.run_streamed(
+        agent,
+        message,
+        context=RunContext(session.user_id) if isinstance(message, str) else None,
+        session=session,
+        run_config=RunConfig(
+            session_settings=history_settings(max_items),
+            session_input_callback=history_window(session, max_items),
+        ),
+    )
+    speaking = agent.name
+    try:
+        async for event in result.stream_events():
+            if event.type == "agent_updated_stream_event":
+                if event.new_agent.name != speaking:
+                    speaking = event.new_agent.name
+                    yield AgentChanged(speaking)
+            elif (seen := _event(event)) is not None:
+                yield seen
+    except (AgentsException, openai.OpenAIError) as error:
+        raise TurnFailed(_reason(error)) from error
+    finally:
+        if not result.is_complete:
+            await _stop(result)
+    if result.interruptions:
+        calls = [ToolCalled(call.name or "?", call.arguments or "") for call in result.interruptions]
+        yield ApprovalNeeded(calls, result.to_state())
+    else:
+        yield Done(str(result.final_output))
+
+
+async def _stop(result: RunResultStreaming) -> None:
+    """End a run that nobody listens to any more."""
+    # Not "after_turn": that waits for the rest of the answer. What was stored stays valid: a turn is one batch.
+    result.cancel(mode="immediate")
+    if result.run_loop_task is not None:
+        await asyncio.wait({result.run_loop_task})
+
+
+def _event(event: RawResponsesStreamEvent | RunItemStreamEvent) -> Event | None:
+    if event.type == "raw_response_event":
+        return TextDelta(event.data.delta) if event.data.type == "response.output_text.delta" else None
+    match event.name, event.item.type:
+        case "tool_called", "tool_call_item":
+            raw: Any = event.item.raw_item
+            return ToolCalled(getattr(raw, "name", raw.type), getattr(raw, "arguments", ""))
+        case "tool_output", "tool_call_output_item":
+            return ToolFinished(str(event.item.output))
+    return None
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case openai.AuthenticationError():
+            return "The model's server refused the key. Check OPENAI_API_KEY."
+        case openai.PermissionDeniedError() | openai.NotFoundError():
+            return f"There is no such model, or this key may not use it. Check OPENAI_MODEL. ({error.message})"
+        case openai.RateLimitError():
+            return "The model's server asks to wait: too many requests, or the quota is used up. Try again later."
+        case openai.APITimeoutError() | openai.APIConnectionError():
+            return "The model's server cannot be reached. Check the network, and OPENAI_BASE_URL if it is set."
+        case openai.APIStatusError():
+            return f"The model's server answered with an error ({error.status_code}). Try again. ({error.message})"
+        case MaxTurnsExceeded():
+            return "The agent went round in circles and was stopped. Ask in other words."
+        case InputGuardrailTripwireTriggered() | OutputGuardrailTripwireTriggered():
+            return "A guardrail of the agent stopped this turn."
+    return f"The agent failed: {error}"

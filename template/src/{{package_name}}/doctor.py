@@ -1,0 +1,116 @@
+"""`doctor`: is everything set up that this app needs, and what is to be done where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from time import perf_counter
+from uuid import uuid4
+
+from .app import database, migrations
+from .devserver import DevServerError
+from .sessions import SessionStore, SessionStoreError, open_store
+from .sessions.checks import Check
+from .sessions.postgres_checks import check_postgres
+from .sessions.postgres_schema import upgrade
+from .sessions.store import Batch, Row, SessionKey
+from .settings import Settings, load_settings
+from .terminal import answer, clean
+
+_TEXT = '{"role":"user","content":"é 😀 \\u0000 \\ud83d","numbers":[-0.0,1e16,1180591620717411303424]}'
+"""What a store that is not exact would change."""
+_MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
+
+
+def print_diagnosis(as_json: bool) -> bool:
+    """Run all checks and print them as they come. True if none failed."""
+
+    async def run() -> list[Check]:
+        checks = []
+        async for check in diagnose():
+            checks.append(check)
+            if not as_json:
+                _print(check)
+        return checks
+
+    checks = asyncio.run(run())
+    healthy = all(check.state != "fail" for check in checks)
+    if as_json:
+        answer(json.dumps({"healthy": healthy, "checks": [check._asdict() for check in checks]}))
+    return healthy
+
+
+async def diagnose() -> AsyncIterator[Check]:
+    """All checks, each as soon as it is made. What needs a part that failed is left out."""
+    try:
+        settings = load_settings()
+    except SessionStoreError as error:
+        yield Check("settings", "fail", "The settings cannot be read.", str(error))
+        return
+    yield Check("settings", "ok", "The settings can be read.")
+    yield _check_env_file(Path(".env"))
+    yield _check_model(settings)
+    try:
+        with database(settings) as chosen:
+            if chosen is not settings:
+                await upgrade(chosen, migrations())  # as opening the store does with the embedded database
+                what = "DATABASE_URL is not set: the embedded PostgreSQL is used (development only)."
+                yield Check("database", "ok", what)
+            usable = True
+            async for check in check_postgres(chosen, migrations()):
+                usable = usable and check.state != "fail"
+                yield check
+            if usable:
+                yield await _check_round_trip(open_store(chosen))
+    except (SessionStoreError, DevServerError) as error:
+        yield Check("database", "fail", "The database cannot be used.", str(error))
+
+
+def _check_env_file(file: Path) -> Check:
+    if not file.is_file():
+        return Check(".env", "ok", "There is no .env here; the environment alone counts.")
+    if file.stat().st_mode & 0o004:
+        return Check(".env", "warn", "Every user of this machine can read .env.", "chmod 600 .env")
+    return Check(".env", "ok", ".env is private.")
+
+
+def _check_model(settings: Settings) -> Check:
+    if settings.openai_api_key is None:
+        what = "OPENAI_API_KEY is not set: the offline model answers, by a few rules."
+        return Check("model", "warn", what, "Put OPENAI_API_KEY into .env.")
+    model = settings.openai_model or "the default model"
+    return Check("model", "ok", f"OPENAI_API_KEY is set; {model} answers. (Not called now.)")
+
+
+async def _check_round_trip(store: SessionStore) -> Check:
+    """Write, read and delete a session that nobody else can have."""
+    key = SessionKey("", f"doctor-{uuid4()}")
+    begin = perf_counter()
+    try:
+        try:
+            await store.append(key, Batch.of([Row(_TEXT, "user")]))
+            exact = await store.tail(key, None) == [_TEXT]
+        finally:
+            await store.delete_session(key)
+    except SessionStoreError as error:
+        return Check("round trip", "fail", "A session cannot be written, read and deleted.", str(error))
+    finally:
+        await store.close()
+    if not exact:
+        what = "What was read is not what was written."
+        return Check("round trip", "fail", what, "Is the encoding of the database UTF8?")
+    return Check("round trip", "ok", f"Wrote, read and deleted a session in {(perf_counter() - begin) * 1000:.0f} ms.")
+
+
+def _print(check: Check) -> None:
+    import typer
+
+    mark, color = _MARKS[check.state]
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        mark = check.state
+    answer(f"{mark if not sys.stdout.isatty() else typer.style(mark, fg=color)} {check.name}: {check.says}")
+    if check.todo:
+        answer(f"    {clean(check.todo)}")

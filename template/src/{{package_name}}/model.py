@@ -1,0 +1,32 @@
+"""Which model answers: the one that OPENAI_API_KEY pays for, or the offline one."""
+
+from __future__ import annotations
+
+import logging
+
+from agents import set_tracing_disabled, set_tracing_export_api_key
+from agents.models.default_models import get_default_model
+from agents.models.interface import Model
+from agents.models.openai_responses import OpenAIResponsesModel
+from openai import AsyncOpenAI
+
+from .offline import OfflineModel
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def choose_model(settings: Settings) -> Model:
+    """The model for all turns of this process; says so once if it is the offline one."""
+    key = settings.openai_api_key
+    if key is None or not key.get_secret_value():
+        set_tracing_disabled(True)
+        logger.warning("OPENAI_API_KEY is not set: the offline model answers. Put a key into .env for a real one.")
+        return OfflineModel()
+    if settings.openai_base_url is None:
+        set_tracing_export_api_key(key.get_secret_value())
+    else:
+        # Traces go to OpenAI whatever the base URL is, and would take the conversation and the key with them.
+        set_tracing_disabled(True)
+    client = AsyncOpenAI(api_key=key.get_secret_value(), base_url=settings.openai_base_url)
+    return OpenAIResponsesModel(model=settings.openai_model or get_default_model(), openai_client=client)

@@ -1,0 +1,212 @@
+"""Sessions to a file and back, from any backend to any backend, every stored text exactly as it is.
+
+JSON lines: a header for each session, followed by its items. Files may be joined with `cat`::
+
+    {"format": 1, "session": {"user_id": "", "session_id": "chat-1", "title": "Hi", …}, "items": 1}
+    {"content": "{\"role\":\"user\",\"content\":\"Hi\"}"}
+
+Created and updated times are for readers: a store sets its own. An import keeps the order of sessions, not their age.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import BinaryIO, Literal, NamedTuple, ParamSpec, TypeVar
+from uuid import UUID, uuid5
+
+from .sessions.codec import UnreadableItem, decode_item, role_of
+from .sessions.retry import retried
+from .sessions.store import Batch, Row, SessionInfo, SessionKey, SessionStore, SessionStoreError
+from .transfer_file import FORMAT, Place, read_session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Outcome = Literal["imported", "extended", "already there", "replaced", "skipped", "conflict"]
+OnConflict = Literal["refuse", "skip", "replace"]
+
+_CONFLICT: dict[OnConflict, Outcome] = {"refuse": "conflict", "skip": "skipped", "replace": "replaced"}
+_PAGE = 500
+_SLOW_COMMIT = timedelta(minutes=1)
+"""How much later than its `updated_at` a write may become visible."""
+_NAMESPACE = UUID("5a3c1a3e-6d0b-4d7c-9a53-6f2e1b7c0d41")
+
+
+class NoSuchSession(SessionStoreError):
+    """The session to export is not there."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    sessions: int
+    items: int
+
+
+async def export_sessions(
+    store: SessionStore,
+    out: BinaryIO,
+    *,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    report: Callable[[int], None] = lambda sessions: None,
+) -> Exported:
+    """Write sessions and their items as they are when they are read.
+
+    Args:
+        user_id: Only this user's sessions; None: everybody's.
+        session_id: Only this one, of `user_id` (None: of the user "").
+        report: Called with 1 after each session.
+
+    Raises:
+        NoSuchSession: There is no session `session_id`.
+    """
+    sessions = items = 0
+    async for info in _chosen(store, user_id, session_id):
+        key = SessionKey(info.user_id, info.session_id)
+        rows = await _again(store, store.tail, key, None)
+        out.write(_line({"format": FORMAT, "session": _description(info), "items": len(rows)}))
+        for row in rows:
+            out.write(_line({"content": row}))
+        sessions, items = sessions + 1, items + len(rows)
+        report(1)
+    return Exported(sessions, items)
+
+
+async def import_sessions(
+    store: SessionStore,
+    file: BinaryIO,
+    places: list[Place],
+    *,
+    on_conflict: OnConflict = "refuse",
+    dry_run: bool = False,
+    report: Callable[[SessionKey, Outcome], None] = lambda key, outcome: None,
+) -> None:
+    """Bring the sessions of a checked file into the store, each whole or not at all. Doing it again changes nothing.
+
+    Args:
+        file: What `transfer_file.check` read; seekable.
+        places: What it returned. The sessions are written in this order.
+        on_conflict: What becomes of a session whose stored history is neither the beginning of the file's nor goes on
+            from it. refuse: it stays, outcome "conflict"; skip: it stays; replace: the file's takes its place.
+        dry_run: Only find out the outcomes.
+        report: Called after each session.
+    """
+    for place in places:
+        info, contents = read_session(file, place, store.settings.session_max_item_bytes)
+        report(place.key, await _import_session(store, info, contents, on_conflict, dry_run))
+
+
+async def _import_session(
+    store: SessionStore, wanted: SessionInfo, contents: list[str], on_conflict: OnConflict, dry_run: bool
+) -> Outcome:
+    key = SessionKey(wanted.user_id, wanted.session_id)
+    there = await _again(store, store.find_session, key)
+    stored = await _again(store, store.tail, key, None) if there else []
+
+    outcome: Outcome
+    if there and stored[: len(contents)] == contents:
+        outcome = "already there"
+    elif contents[: len(stored)] == stored:
+        outcome = "extended" if stored else "imported"
+    else:
+        outcome = _CONFLICT[on_conflict]
+    if dry_run or outcome in ("conflict", "skipped"):
+        return outcome
+
+    replaced = outcome == "replaced"
+    missing = contents if replaced else contents[len(stored) :]
+    if outcome != "already there":
+        # The same work has the same id in every process: a repeated call or two imports at once store it once.
+        rows = [Row(text, _role(text)) for text in missing]
+        batch = Batch(_batch_id(key, there, missing), rows, wanted.title)
+        if replaced:
+            await _again(store, store.replace_tail, key, None, batch)
+        elif rows:
+            await _again(store, store.append, key, batch)
+        else:
+            # A session comes into being with its first item, so one is written and taken back.
+            await _again(store, store.append, key, batch._replace(rows=[Row("{}")]))
+            await _again(store, store.clear, key)
+    # What somebody gave the session since it was exported is kept, unless all of it is replaced.
+    title = wanted.title if replaced or (there and there.title is None) else None
+    metadata = wanted.metadata if replaced or (wanted.metadata and not (there and there.metadata)) else None
+    if title is not None or metadata is not None:
+        await _again(store, store.update_session, key, title=title, metadata=metadata)
+    return outcome
+
+
+async def _chosen(store: SessionStore, user_id: str | None, session_id: str | None) -> AsyncIterator[SessionInfo]:
+    if session_id is not None:
+        key = SessionKey(user_id or "", session_id).check()
+        info = await _again(store, store.find_session, key)
+        if info is None:
+            raise NoSuchSession(f"There is no session {session_id!r} of user {key.user_id!r}.")
+        yield info
+        return
+
+    # A session that is written to meanwhile moves to the front, out of the way of the walk. So walk again, over what
+    # was written since the last walk began, until nothing new turns up. Sessions that were begun after the export are
+    # left out, or it might never end.
+    seen: set[SessionKey] = set()
+    begin = walked_from = None
+    found = True
+    while found:
+        found, newest = False, None
+        async for info in _listing(store, user_id):
+            newest = newest or info.updated_at
+            begin = begin or newest
+            if walked_from is not None and info.updated_at < walked_from - _SLOW_COMMIT:
+                break
+            key = SessionKey(info.user_id, info.session_id)
+            if key not in seen and info.created_at <= begin:
+                found = True
+                seen.add(key)
+                yield info
+        walked_from = newest
+
+
+async def _listing(store: SessionStore, user_id: str | None) -> AsyncIterator[SessionInfo]:
+    cursor: str | None = None
+    while True:
+        page = await _again(store, store.list_sessions, user_id, _PAGE, cursor)
+        for info in page.sessions:
+            yield info
+        if (cursor := page.next_cursor) is None:
+            return
+
+
+async def _again(store: SessionStore, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await retried(lambda: method(*args, **kwargs), store.settings.session_retry_seconds)
+
+
+def _description(info: SessionInfo) -> dict[str, object]:
+    return {
+        "user_id": info.user_id,
+        "session_id": info.session_id,
+        "title": info.title,
+        "metadata": dict(info.metadata),
+        "created_at": info.created_at.isoformat(),
+        "updated_at": info.updated_at.isoformat(),
+    }
+
+
+def _line(record: dict[str, object]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+
+
+def _role(text: str) -> str | None:
+    try:
+        return role_of(decode_item(text))
+    except UnreadableItem:
+        return None
+
+
+def _batch_id(key: SessionKey, there: SessionInfo | None, contents: list[str]) -> UUID:
+    # When the session was last written is part of it: what was imported and then cleared can be imported again.
+    digest = hashlib.sha256(repr((key, there and there.updated_at.isoformat())).encode())
+    for text in contents:
+        digest.update(f"{len(text)}:{text}".encode())
+    return uuid5(_NAMESPACE, digest.hexdigest())
