@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import asyncpg
 from agents.extensions.memory import SQLAlchemySession
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import create_async_engine
+
 from my_agent.app import migrations
 from my_agent.sessions import PostgresSettings, open_store
 from my_agent.sessions.postgres_schema import upgrade
-from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import create_async_engine
 
 Items = list[Any]
 
@@ -70,7 +71,8 @@ async def sides(url: str, clients: int) -> AsyncIterator[dict[str, list[Side]]]:
     """For each side, one session per client, over as many connections as there are clients."""
     settings = PostgresSettings(database_url=SecretStr(url), database_pool_max=clients)
     await upgrade(settings, migrations())
-    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"), pool_size=clients, max_overflow=0)
+    address = url.replace("postgresql://", "postgresql+asyncpg://")
+    engine = create_async_engine(address, pool_size=clients, max_overflow=0)
     idle = [await asyncpg.connect(url) for _ in range(clients)]
     await idle[0].execute(FLOOR_TABLE)
     connections = list(idle)

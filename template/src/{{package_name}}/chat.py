@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
-from agents import RunState
+from agents import Agent, RunState
 from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
@@ -21,6 +22,7 @@ from .conversation import (
     ApprovalNeeded,
     Done,
     Event,
+    RunContext,
     TextDelta,
     ToolCalled,
     ToolFinished,
@@ -28,30 +30,31 @@ from .conversation import (
     run_turn,
 )
 from .model import choose_model
-from .sessions import SessionStoreError
+from .sessions import SessionStoreError, StoredSession
 from .settings import load_settings
 from .terminal import CommandError, answer, complain, note
+
+T = TypeVar("T")
 
 LONGEST_NOTE = 200
 """Characters of a tool's arguments or output that are shown."""
 
-Said = str | RunState[Any]
+Said = str | RunState[RunContext]
 """What a turn starts with: a message, or the state of a turn that waited for an approval."""
-Turn = Callable[[Said], AsyncIterator[Event]]
 
 
 def say(message: str, session_id: str, user_id: str) -> None:
     """Say one thing, print the answer."""
 
     async def run() -> None:
-        async with _conversation(session_id, user_id) as (turn, _):
-            waiting = await _print_turn(turn(message))
+        async with _conversation(session_id, user_id) as conversation:
+            waiting = await conversation.turn(message)
             while waiting is not None:
                 if not sys.stdin.isatty():
                     calls = ", ".join(call.name for call in waiting.calls)
                     raise CommandError(f"The agent needs approval to call {calls}. Run this at a terminal to decide.")
                 await _decide(waiting)
-                waiting = await _print_turn(turn(waiting.state))
+                waiting = await conversation.turn(waiting.state)
 
     asyncio.run(run())
 
@@ -60,7 +63,8 @@ def converse(session_id: str, user_id: str) -> None:
     """Talk until Ctrl-D, or Ctrl-C on an empty line."""
 
     async def run() -> None:
-        async with _conversation(session_id, user_id) as (turn, so_far):
+        async with _conversation(session_id, user_id) as conversation:
+            so_far = f"{count(conversation.items, 'item')} so far" if conversation.items else "nothing said yet"
             note(f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, Ctrl-D leaves.")
             prompt = _prompt()
             while True:
@@ -73,7 +77,7 @@ def converse(session_id: str, user_id: str) -> None:
                     return
                 else:
                     if message.strip():
-                        await _exchange(turn, message)
+                        await _exchange(conversation, message)
 
     asyncio.run(run())
 
@@ -86,35 +90,74 @@ def message_from_stdin() -> str:
         raise CommandError("What came in on stdin is not UTF-8 text.") from None
 
 
+@dataclass(frozen=True)
+class _Conversation:
+    agent: Agent[Any]
+    session: StoredSession
+    max_items: int
+    items: int
+    """How many were there at the start."""
+
+    async def turn(self, said: Said) -> ApprovalNeeded | None:
+        """Print what happens; what the agent needs approval for, None if it is done."""
+        agent_name = self.agent.name
+        printed = line_is_open = False
+
+        def aside(text: str) -> None:
+            nonlocal printed, line_is_open
+            if line_is_open:
+                answer("")
+            printed = line_is_open = False
+            note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
+
+        # A generator, though its signature does not say so: it must be closed when printing fails, to stop the run.
+        events = cast(AsyncGenerator[Event, None], run_turn(self.agent, self.session, said, max_items=self.max_items))
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case TextDelta(text):
+                        answer(text, newline=False)
+                        printed, line_is_open = True, not text.endswith("\n")
+                    case ToolCalled(tool, arguments):
+                        aside(f"→ {tool}({arguments})")
+                    case ToolFinished(output):
+                        aside(f"← {output}")
+                    case AgentChanged(new_name):
+                        if new_name != agent_name:
+                            aside(f"→ {new_name} takes over")
+                        agent_name = new_name
+                    case ApprovalNeeded():
+                        return event
+                    case Done(output):
+                        answer("" if printed else output, newline=line_is_open or not printed)
+        return None
+
+
 @asynccontextmanager
-async def _conversation(session_id: str, user_id: str) -> AsyncIterator[tuple[Turn, str]]:
-    """How to take a turn in a session, and how much was said there before."""
+async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
     settings = load_settings()
     async with opened_store(settings) as store:
         session = store.session(session_id, user_id=user_id)
         info = await store.find_session(session.key)
         agent = build_agent(choose_model(settings))
-
-        def turn(said: Said) -> AsyncIterator[Event]:
-            return run_turn(agent, session, said, max_items=settings.history_max_items)
-
-        yield turn, count(info.item_count, "item") + " so far" if info else "new"
+        yield _Conversation(agent, session, settings.history_max_items, info.item_count if info else 0)
 
 
-async def _exchange(turn: Turn, message: str) -> None:
+async def _exchange(conversation: _Conversation, message: str) -> None:
     """One message of a conversation that goes on, whatever happens to the answer."""
     try:
-        waiting = await _stoppable(_print_turn(turn(message)))
+        waiting = await _stoppable(conversation.turn(message))
         while waiting is not None:
             await _decide(waiting)
-            waiting = await _stoppable(_print_turn(turn(waiting.state)))
+            waiting = await _stoppable(conversation.turn(waiting.state))
     except asyncio.CancelledError:
-        note("\nStopped.")
+        note("")
+        note("Stopped.")
     except (SessionStoreError, TurnFailed) as error:
         complain(f"Error: {error}")
 
 
-async def _stoppable(work: Coroutine[Any, Any, ApprovalNeeded | None]) -> ApprovalNeeded | None:
+async def _stoppable(work: Coroutine[Any, Any, T]) -> T:
     """Let Ctrl-C cancel this work and nothing else. (The prompt takes Ctrl-C for itself while it is there.)"""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
@@ -123,39 +166,6 @@ async def _stoppable(work: Coroutine[Any, Any, ApprovalNeeded | None]) -> Approv
         return await task
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-
-
-async def _print_turn(events: AsyncIterator[Event]) -> ApprovalNeeded | None:
-    """Print what happens; what the agent needs approval for, None if it is done."""
-    agent_name: str | None = None
-    printed, line_is_open = False, False
-
-    def aside(text: str) -> None:
-        nonlocal line_is_open
-        if line_is_open:
-            answer("")
-        line_is_open = False
-        note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
-
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case TextDelta(text):
-                    answer(text, newline=False)
-                    printed, line_is_open = True, not text.endswith("\n")
-                case ToolCalled(tool, arguments):
-                    aside(f"→ {tool}({arguments})")
-                case ToolFinished(output):
-                    aside(f"← {output}")
-                case AgentChanged(new_name):
-                    if agent_name is not None:  # the first one is who the turn starts with
-                        aside(f"→ {new_name} takes over")
-                    agent_name = new_name
-                case ApprovalNeeded():
-                    return event
-                case Done(output):
-                    answer("" if printed else output, newline=line_is_open or not printed)
-    return None
 
 
 async def _decide(waiting: ApprovalNeeded) -> None:

@@ -1,0 +1,45 @@
+# The verbs of this repository; CI calls the same ones. `make help` lists them.
+# Needs python3 (>= 3.11) and git. Everything else goes into .venv.
+
+PYTHON ?= python3
+BACKEND ?= postgres
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A virtual environment that happens to be active is not ours to use.
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/ready  ## render a project and talk to its agent in two processes (BACKEND=postgres)
+	@$(BIN)/python scripts/demo.py --backend $(BACKEND)
+
+test: lint  ## run all tests: the template, and every rendered project's own on a real server
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: .venv/ready  ## check style and types of this repository
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready  ## format this repository
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (about two minutes)
+	@$(BIN)/python scripts/bench.py
+
+clean:  ## remove what the verbs made
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache
+
+.venv/ready: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || \
+		{ echo "python3 cannot make virtual environments here. On Debian: apt-get install python3-venv"; exit 1; }
+	@command -v uv > /dev/null || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	@uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	@touch $@

