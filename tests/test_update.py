@@ -10,6 +10,9 @@ import pytest
 
 from .conftest import ROOT, Project, clean_environment, commit_all, copy_working_tree, git
 
+# An old release may warn of what has been mended since.
+pytestmark = pytest.mark.filterwarnings("default")
+
 FILES = "template/src/{{package_name}}"
 
 

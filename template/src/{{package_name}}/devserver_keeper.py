@@ -1,7 +1,7 @@
 """The process that keeps the development server running while somebody uses it; `devserver.py` tells the story.
 
-`python devserver_keeper.py DIRECTORY BINARIES durable|fast` says "ready" on its output, or why it cannot.
-It runs detached from everything and therefore imports nothing but the standard library.
+`python devserver_keeper.py DIRECTORY BINARIES durable|fast [UID:GID] [COMMAND...]` says "ready", or why it cannot. COMMAND
+starts PostgreSQL's programs as the user UID. It runs apart from the project: it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
-    import pwd
 
 BINARIES = "DEV_POSTGRES_BIN"
 START_SECONDS = 120.0  # initdb on a slow and busy machine, or recovery after a crash
@@ -60,15 +59,17 @@ def explain(error: OSError | StartError, directory: Path) -> str:
     if isinstance(error, StartError):
         return str(error)
     if isinstance(error, BlockingIOError):
-        return f"The server in {directory} is still starting or stopping: wait, or end it; its log is pg.log there."
+        return f"The server in {directory} is stuck: see pg.log there, and end the process named in keeper.lock."
     return f"The development server cannot use {directory}: {error}. Correct that, or set DATABASE_URL."
 
 
 class Keeper:
     """Starts PostgreSQL, reports it, sleeps until the last user has left, stops PostgreSQL."""
 
-    def __init__(self, directory: Path, binaries: Path, *, durable: bool) -> None:
-        self.directory, self.binaries, self.durable = directory, binaries, durable
+    def __init__(self, directory: Path, binaries: str, durability: str, owner: str, *prefix: str) -> None:
+        self.directory, self.binaries, self.prefix = directory, Path(binaries), prefix
+        self.settings = SETTINGS if durability == "durable" else SETTINGS + NOT_DURABLE
+        self.owner = [int(number) for number in owner.split(":") if number]
         self.data, self.log = directory / "pg", directory / "pg.log"
 
     def keep(self) -> None:
@@ -82,10 +83,10 @@ class Keeper:
         os.write(keeper, str(os.getpid()).encode())  # for people who look
         users = os.open(self.directory / "lock", os.O_RDWR)
         self.alive = self.lock_server()
-        self.user = self.choose_user() if os.geteuid() == 0 else None
-        self.prefix = self.choose_prefix()
         if not self.data.exists():
             self.create_data()
+        elif self.owner and self.data.stat().st_uid != self.owner[0]:  # copied by root, or from another system
+            self.give(self.data, *self.data.rglob("*"))
         server = self.start_server()
         try:
             # Besides the last user, two things end the wait: PostgreSQL ends by itself, or we are told to end.
@@ -117,37 +118,6 @@ class Keeper:
             pid_file.unlink()
         return alive
 
-    def choose_user(self) -> pwd.struct_passwd | None:
-        """Who runs PostgreSQL, which refuses root: the owner of the data, at first `postgres` or `nobody`."""
-        owner = self.data.stat().st_uid if self.data.exists() else 0
-        users = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid}
-        if owned := [user for user in users.values() if user.pw_uid == owner]:
-            return owned[0]
-        user = users.get("postgres") or users.get("nobody")
-        if user and self.data.exists():  # copied by root, or from another system
-            for path in (self.data, *self.data.rglob("*")):
-                os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-        return user
-
-    def choose_prefix(self) -> list[str]:
-        """What to put before a command so that it runs as that user, and ends when we are killed (on Linux)."""
-        setpriv = shutil.which("setpriv")
-        if setpriv and subprocess.run([setpriv, "--pdeathsig", "INT", "true"], capture_output=True).returncode:  # noqa: S603
-            setpriv = None  # the one of BusyBox cannot do it
-        # The signal comes when the thread that started the command ends: we have only one.
-        prefix = [setpriv, "--pdeathsig", "INT"] if setpriv else []
-        if os.geteuid() == 0:
-            if not (self.user and setpriv):
-                raise StartError("PostgreSQL refuses to run as root: work as another user, or install util-linux.")
-            prefix += ["--reuid", str(self.user.pw_uid), "--regid", str(self.user.pw_gid), "--clear-groups"]
-            # That user cannot pass every folder on the way to the data (/root, `directory` itself). One capability
-            # instead of changing their modes: the first only reads, but containers often have just the second.
-            ours = int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
-            able = (name for bit, name in ((2, "+dac_read_search"), (1, "+dac_override")) if ours >> bit & 1)
-            if capability := next(able, None):
-                prefix += ["--inh-caps", capability, "--ambient-caps", capability]
-        return prefix
-
     def create_data(self) -> None:
         """Run initdb beside the place, and move the result there when it is complete."""
         new = self.directory / "pg.new"
@@ -156,22 +126,29 @@ class Keeper:
         new.mkdir(mode=0o700)
         password = secrets.token_urlsafe(24)
         write(new / "password", password)
-        if self.user:
-            for path in (new, new / "password"):
-                os.chown(path, self.user.pw_uid, self.user.pw_gid)
+        if self.owner:
+            self.give(new, new / "password")
         access = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={new / 'password'}"]
-        self.run("initdb", f"--pgdata={new / 'pg'}", *access, "--encoding=UTF8", "--locale=C", "--no-sync")
+        options = [f"--pgdata={new / 'pg'}", *access, "--encoding=UTF8", "--locale=C", "--no-sync"]
+        initdb = self.spawn("initdb", *options, output=subprocess.PIPE)
+        output = initdb.communicate()[0].decode(errors="replace")
+        if initdb.returncode:
+            raise failure(f"{self.binaries / 'initdb'} failed", output)
         write(self.directory / "password", password)
         (new / "pg").rename(self.data)
         shutil.rmtree(new)
 
+    def give(self, *paths: Path) -> None:
+        """Make these the property of PostgreSQL's user."""
+        for path in paths:
+            os.chown(path, *self.owner, follow_symlinks=False)
+
     def start_server(self) -> subprocess.Popen[bytes]:
         """Start PostgreSQL, on the port of last time if that is free; write `url` when it is ready."""
         password = (self.directory / "password").read_text()
-        settings = SETTINGS if self.durable else SETTINGS + NOT_DURABLE
         for _ in range(3):  # somebody may take the port between our look and PostgreSQL's
             port = free_port(self.directory / "port")
-            options = [f"--{setting}" for setting in (*settings, f"port={port}")]
+            options = [f"--{setting}" for setting in (*self.settings, f"port={port}")]
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             server = self.spawn("postgres", "-D", str(self.data), *options, output=log)
             os.close(log)
@@ -200,14 +177,6 @@ class Keeper:
                     return True
             time.sleep(0.002)
         return False
-
-    def run(self, program: str, *arguments: str) -> str:
-        """Run a program to its end; returns its output."""
-        process = self.spawn(program, *arguments, output=subprocess.PIPE)
-        output = process.communicate()[0].decode(errors="replace")
-        if process.returncode:
-            raise failure(f"{self.binaries / program} failed", output)
-        return output
 
     def spawn(self, program: str, *arguments: str, output: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603
@@ -267,14 +236,14 @@ def report(message: str) -> None:
     os.dup2(nowhere, 2)
 
 
-def main(directory: Path, binaries: Path, durability: str) -> None:
+def main(directory: Path, *arguments: str) -> None:
     if os.fork():  # The starter waits for us alone; so the keeper is nobody's child that could become a zombie.
         os._exit(0)
     try:
-        Keeper(directory, binaries, durable=durability == "durable").keep()
+        Keeper(directory, *arguments).keep()
     except (StartError, OSError) as error:
         report(explain(error, directory))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), *sys.argv[2:])
