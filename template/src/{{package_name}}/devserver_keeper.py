@@ -1,7 +1,7 @@
 """The process that keeps the development server running while somebody uses it; `devserver.py` tells the story.
 
-`python devserver_keeper.py DIRECTORY BINARIES durable|fast [UID:GID] [COMMAND...]` says "ready", or why it cannot. COMMAND
-starts PostgreSQL's programs as the user UID. It runs apart from the project: it imports the standard library only.
+`python devserver_keeper.py DIRECTORY BINARIES durable|fast UID:GID COMMAND...` says "ready", or why it cannot. COMMAND
+runs a program as the user UID. The process stands apart from the project and imports the standard library only.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ class Keeper:
         return False
 
     def spawn(self, program: str, *arguments: str, output: int) -> subprocess.Popen[bytes]:
+        # The prefix ties it to the life of the thread that starts it, not of the process: we have only one.
         return subprocess.Popen(  # noqa: S603
             [*self.prefix, self.binaries / program, *arguments],
             stdin=subprocess.DEVNULL,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
 from uuid import uuid4
@@ -30,10 +31,11 @@ def print_diagnosis(as_json: bool) -> bool:
 
     async def run() -> list[Check]:
         checks = []
-        async for check in diagnose():
-            checks.append(check)
-            if not as_json:
-                _print(check)
+        async with aclosing(diagnose()) as found:
+            async for check in found:
+                checks.append(check)
+                if not as_json:
+                    _print(check)
         return checks
 
     checks = asyncio.run(run())
@@ -43,7 +45,7 @@ def print_diagnosis(as_json: bool) -> bool:
     return healthy
 
 
-async def diagnose() -> AsyncIterator[Check]:
+async def diagnose() -> AsyncGenerator[Check, None]:
     """All checks, each as soon as it is made. What needs a part that failed is left out."""
     try:
         settings = load_settings()
@@ -60,9 +62,10 @@ async def diagnose() -> AsyncIterator[Check]:
                 what = "DATABASE_URL is not set: the embedded PostgreSQL is used (development only)."
                 yield Check("database", "ok", what)
             usable = True
-            async for check in check_postgres(chosen, migrations()):
-                usable = usable and check.state != "fail"
-                yield check
+            async with aclosing(check_postgres(chosen, migrations())) as found:
+                async for check in found:
+                    usable = usable and check.state != "fail"
+                    yield check
             if usable:
                 yield await _check_round_trip(open_store(chosen))
     except (SessionStoreError, DevServerError) as error:

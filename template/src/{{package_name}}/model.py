@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from agents import set_tracing_disabled, set_tracing_export_api_key
 from agents.models.default_models import get_default_model
@@ -16,17 +18,19 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def choose_model(settings: Settings) -> Model:
-    """The model for all turns of this process; says so once if it is the offline one."""
+@asynccontextmanager
+async def opened_model(settings: Settings) -> AsyncIterator[Model]:
+    """The model for the turns of this process; says so if it is the offline one. Closes its connections."""
     key = settings.openai_api_key
     if key is None or not key.get_secret_value():
         set_tracing_disabled(True)
         logger.warning("OPENAI_API_KEY is not set: the offline model answers. Put a key into .env for a real one.")
-        return OfflineModel()
+        yield OfflineModel()
+        return
     if settings.openai_base_url is None:
         set_tracing_export_api_key(key.get_secret_value())
     else:
         # Traces go to OpenAI whatever the base URL is, and would take the conversation and the key with them.
         set_tracing_disabled(True)
-    client = AsyncOpenAI(api_key=key.get_secret_value(), base_url=settings.openai_base_url)
-    return OpenAIResponsesModel(model=settings.openai_model or get_default_model(), openai_client=client)
+    async with AsyncOpenAI(api_key=key.get_secret_value(), base_url=settings.openai_base_url) as client:
+        yield OpenAIResponsesModel(model=settings.openai_model or get_default_model(), openai_client=client)

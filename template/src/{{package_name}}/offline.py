@@ -102,7 +102,7 @@ def _answer(question: str, earlier: Sequence[str]) -> str:
     if "first" in asked and earlier:
         return f'The first thing you said was: "{earlier[0]}"'
     count = f"{len(earlier)} earlier message{'' if len(earlier) == 1 else 's'}"
-    return f"I am the offline model and know only a few sentences, but I remember {count} of yours."
+    return f"I am the offline model and know only a few sentences, but I remember {count}."
 
 
 def _arguments(tool: FunctionTool, question: str) -> dict[str, Any]:

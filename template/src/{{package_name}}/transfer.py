@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import timedelta
 from typing import BinaryIO, Literal, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID, uuid5
@@ -64,14 +65,14 @@ async def export_sessions(
         NoSuchSession: There is no session `session_id`.
     """
     sessions = items = 0
-    async for info in _chosen(store, user_id, session_id):
-        key = SessionKey(info.user_id, info.session_id)
-        rows = await _again(store, store.tail, key, None)
-        out.write(_line({"format": FORMAT, "session": _description(info), "items": len(rows)}))
-        for row in rows:
-            out.write(_line({"content": row}))
-        sessions, items = sessions + 1, items + len(rows)
-        report(1)
+    async with aclosing(_chosen(store, user_id, session_id)) as chosen:
+        async for info in chosen:
+            rows = await _again(store, store.tail, SessionKey(info.user_id, info.session_id), None)
+            out.write(_line({"format": FORMAT, "session": _description(info), "items": len(rows)}))
+            for row in rows:
+                out.write(_line({"content": row}))
+            sessions, items = sessions + 1, items + len(rows)
+            report(1)
     return Exported(sessions, items)
 
 
@@ -138,7 +139,9 @@ async def _import_session(
     return outcome
 
 
-async def _chosen(store: SessionStore, user_id: str | None, session_id: str | None) -> AsyncIterator[SessionInfo]:
+async def _chosen(
+    store: SessionStore, user_id: str | None, session_id: str | None
+) -> AsyncGenerator[SessionInfo, None]:
     if session_id is not None:
         key = SessionKey(user_id or "", session_id).check()
         info = await _again(store, store.find_session, key)
@@ -168,7 +171,7 @@ async def _chosen(store: SessionStore, user_id: str | None, session_id: str | No
         walked_from = newest
 
 
-async def _listing(store: SessionStore, user_id: str | None) -> AsyncIterator[SessionInfo]:
+async def _listing(store: SessionStore, user_id: str | None) -> AsyncGenerator[SessionInfo, None]:
     cursor: str | None = None
     while True:
         page = await _again(store, store.list_sessions, user_id, _PAGE, cursor)

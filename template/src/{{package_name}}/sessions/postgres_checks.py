@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 
 import asyncpg
@@ -38,7 +38,7 @@ SELECT array(
 """
 
 
-async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migration]) -> AsyncIterator[Check]:
+async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migration]) -> AsyncGenerator[Check, None]:
     """All checks of the database. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
