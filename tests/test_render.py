@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import keyword
 import re
 import tomllib
 from pathlib import Path
@@ -9,44 +11,106 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import ROOT, VARIANTS, Install, Render
+from .conftest import ROOT, VARIANTS, Install, Project, Render
 
 TRACES = {"redis": r"redis(?!tribut)|valkey", "postgres": r"postgres|asyncpg", "supabase": r"supabase|postgrest"}
 """What gives a backend away; none may be found in a project of another."""
 
-TREE = {
-    ".copier-answers.yml",
-    ".dockerignore",
-    ".env.example",
-    ".github/workflows/ci.yml",
-    ".gitignore",
-    ".pre-commit-config.yaml",
-    "AGENTS.md",
-    "CLAUDE.md",
-    "Dockerfile",
-    "LICENSE",
-    "README.md",
-    "docker-compose.yml",
-    "migrations/20261123000001_agent_sessions.sql",
-    "pyproject.toml",
-    "src/my_agent/__init__.py",
-    "src/my_agent/__main__.py",
-    "src/my_agent/agent.py",
-    "src/my_agent/app.py",
-    "src/my_agent/conversation.py",
-    "src/my_agent/sessions/postgres_session.py",
-    "src/my_agent/sessions/session.py",
-    "src/my_agent/sessions/store.py",
-    "src/my_agent/settings.py",
-    "tests/conftest.py",
-    "tests/test_contract.py",
-}
+TREE = """
+.copier-answers.yml
+.dockerignore
+.env.example
+.gitignore
+.pre-commit-config.yaml
+AGENTS.md
+CLAUDE.md
+Dockerfile
+LICENSE
+README.md
+docker-compose.yml
+pyproject.toml
+.github/
+  workflows/
+    ci.yml
+migrations/
+  20261123000001_agent_sessions.sql
+src/
+  my_agent/
+    __init__.py
+    __main__.py
+    agent.py
+    app.py
+    chat.py
+    cli.py
+    cli_common.py
+    cli_db.py
+    cli_sessions.py
+    cli_transfer.py
+    conversation.py
+    devserver.py
+    devserver_keeper.py
+    doctor.py
+    files.py
+    history.py
+    model.py
+    offline.py
+    settings.py
+    terminal.py
+    transcript.py
+    transfer.py
+    transfer_file.py
+    sessions/
+      __init__.py
+      checks.py
+      codec.py
+      compaction.py
+      paging.py
+      postgres_checks.py
+      postgres_connection.py
+      postgres_pool.py
+      postgres_schema.py
+      postgres_session.py
+      retry.py
+      session.py
+      shared.py
+      store.py
+tests/
+  __init__.py
+  command.py
+  conftest.py
+  helpers.py
+  postgres_fixtures.py
+  relay.py
+  slow_agent.py
+  test_agent_runs.py
+  test_cli.py
+  test_cli_chat.py
+  test_contract.py
+  test_devserver.py
+  test_doctor.py
+  test_history.py
+  test_offline.py
+  test_openai_server.py
+  test_postgres_cli.py
+  test_postgres_schema.py
+  test_postgres_store.py
+  test_sdk_compaction.py
+  test_transfer.py
+"""
 
 
-def test_the_default_answers_give_a_whole_project(render: Render) -> None:
-    files = render().files()
-    assert set(files) >= TREE
-    assert not [name for name in files if name.endswith((".jinja", ".orig", ".rej")) or "{" in name]
+def test_the_default_answers_give_exactly_these_files(render: Render) -> None:
+    assert drawn(render().path) == TREE.strip().splitlines()
+
+
+def drawn(folder: Path) -> list[str]:
+    """A folder as an indented tree; files come before folders."""
+    lines = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: (entry.is_dir(), entry.name)):
+        lines.append(entry.name + "/" * entry.is_dir())
+        if entry.is_dir():
+            lines += ["  " + line for line in drawn(entry)]
+    return lines
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -92,15 +156,23 @@ def test_the_project_is_described_as_answered(render: Render, variant: str) -> N
         ({"project_name": "123"}, "start with a letter"),
         ({"project_name": "Löwe 🦁"}, "start with a letter"),
         ({"project_name": "x" * 61}, "Use 1 to 60"),
-        ({"package_name": "class"}, "is a Python keyword"),
-        ({"package_name": "my-agent"}, "is no package name"),
+        ({"project_name": "Agent-"}, "end with a letter or digit"),
+        ({"project_name": "Email"}, "'email' means something to Python.* Try 'email_agent'"),
+        ({"package_name": "class"}, "'class' means something to Python"),
+        ({"package_name": "agents"}, "is a library that your project uses"),
+        ({"package_name": "my-agent"}, "'my-agent' is no package name"),
         ({"package_name": "1x"}, "is no package name"),
-        ({"package_name": "agents"}, "would hide a package"),
+        ({"package_name": "x_"}, "is no package name"),
+        ({"package_name": "x" * 31}, "use 1 to 30"),
+        ({"package_name": "my_agent\n"}, "is no package name"),
         ({"description": 'with "quotes"'}, "Leave out double quotes"),
-        ({"description": "two\nlines"}, "Leave out double quotes"),
-        ({"author_name": "back\\slash"}, "without double quotes or backslashes"),
+        ({"description": "back\\slash"}, "Leave out double quotes, backslashes"),
+        ({"description": "two\nlines"}, "and line breaks"),
+        ({"author_name": "back\\slash"}, "without double quotes, backslashes"),
+        ({"author_name": "two\nlines"}, "and line breaks"),
         ({"author_name": " "}, "Give a name"),
-        ({"author_email": "nowhere"}, "is no e-mail address"),
+        ({"author_email": "nowhere"}, "'nowhere' is no e-mail address"),
+        ({"author_email": "a@b\n"}, "is no e-mail address"),
         ({"license": "GPL"}, "Invalid choice"),
         ({"backend": "mongo"}, "Invalid choice"),
     ],
@@ -109,6 +181,22 @@ def test_the_project_is_described_as_answered(render: Render, variant: str) -> N
 def test_a_bad_answer_is_refused_with_a_reason(render: Render, answers: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         render(**answers)
+
+
+def test_the_reason_is_what_the_terminal_shows_last(template: Path, tmp_path: Path) -> None:
+    command = ("copier", "copy", "--defaults", "--data", "project_name=123", str(template), "project")
+    with pytest.raises(pytest.fail.Exception, match=r"Use 1 to 60 letters[^\n]*\n\Z"):
+        Project(tmp_path).run(*command)
+    assert not (tmp_path / "project").exists()
+
+
+def test_no_package_can_be_called_like_a_keyword_or_a_dependency(render: Render) -> None:
+    described = tomllib.loads(render().read("pyproject.toml"))
+    needed = described["project"]["dependencies"] + described["dependency-groups"]["dev"]
+    names = {re.split(r"[<>=; ]", requirement)[0].replace("-", "_") for requirement in needed}
+    names |= {word for word in [*keyword.kwlist, *keyword.softkwlist] if word[0].isalpha() and word.islower()}
+    validator = yaml.safe_load((ROOT / "copier.yml").read_text())["package_name"]["validator"]
+    assert names - set(validator.split()) == set()
 
 
 def test_the_package_name_follows_the_project_name_and_is_recorded(render: Render) -> None:
@@ -131,10 +219,18 @@ def test_copier_needs_no_trust() -> None:
     assert not {"_tasks", "_migrations", "_jinja_extensions", "_external_data"} & settings.keys()
 
 
-def test_every_setting_is_in_the_example_file(installed: Install) -> None:
+def test_the_example_file_has_every_variable_and_its_default(installed: Install) -> None:
     project = installed("defaults")
-    names = project.run(
-        ".venv/bin/python", "-c", "from my_agent.settings import Settings; print(*Settings.model_fields)"
-    ).split()
-    for name in names:
-        assert re.search(rf"^# {name.upper()}=", project.read(".env.example"), re.MULTILINE), name
+    program = """if True:
+        import json
+        from my_agent.settings import Settings
+        print(json.dumps({name.upper(): field.default for name, field in Settings.model_fields.items()}))
+    """
+    settings = json.loads(project.run(".venv/bin/python", "-c", program))
+    defaults = {name: "" if default is None else str(default) for name, default in settings.items()}
+    compose = dict(re.findall(r"\$\{(\w+):-(.*?)\}", project.read("docker-compose.yml")))
+    example = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", project.read(".env.example"), re.MULTILINE))
+    # Unset means an embedded server; the example is the one of docker-compose.yml.
+    assert example.pop("DATABASE_URL") == f"postgresql://app:{compose['POSTGRES_PASSWORD']}@localhost:5432/app"
+    del defaults["DATABASE_URL"]
+    assert example == defaults | compose

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import copier
 import pytest
+import yaml
 
-from .conftest import ROOT, Project, clean_environment, commit_all, copy_working_tree, git
+from .conftest import ROOT, Project, commit_all, copy_working_tree, git
 
 # An old release may warn of what has been mended since.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -112,13 +112,19 @@ def test_a_conflict_is_seen_by_the_check_that_the_readme_names(old_template: Pat
     commit_all(old_template, "Another title", tag="v3.0.0")
 
     copier.run_update(project.path, defaults=True, overwrite=True, quiet=True)
-    check = subprocess.run(
-        ["git", "diff", "--check"],
-        cwd=project.path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (check.returncode, "conflict marker" in check.stdout) == (2, True)
     assert "# My own title" in project.read("README.md")
+    with pytest.raises(pytest.fail.Exception, match=r"exited 2[^\n]*\nREADME.md:\d+: leftover conflict marker"):
+        project.run("git", "diff", "--check")
+
+
+def test_ci_refuses_a_conflict_that_was_committed(template: Path, tmp_path: Path) -> None:
+    copier.run_copy(str(template), tmp_path / "project", defaults=True, quiet=True)
+    project = Project(tmp_path / "project")
+    steps = yaml.safe_load(project.read(".github/workflows/ci.yml"))["jobs"]["test"]["steps"]
+    check = next(step["run"] for step in steps if "conflict" in step.get("name", ""))
+    commit_all(project.path, "Start")
+    project.run("bash", "-e", "-c", check)
+    (project.path / "README.md").write_text("<<<<<<< before updating\nmine\n=======\ntheirs\n>>>>>>> after updating\n")
+    commit_all(project.path, "Not looked at")
+    with pytest.raises(pytest.fail.Exception, match="README.md:1:<<<<<<<"):
+        project.run("bash", "-e", "-c", check)
