@@ -52,7 +52,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         return
     try:
         yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
-        yield _check_server_version(connection)
+        yield _check_server_version(connection.get_server_version())
         pooler = await _check_pooler(connection, settings)
         yield pooler
         if pooler.state == "fail":
@@ -69,9 +69,9 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         await connection.close()
 
 
-def _check_server_version(connection: asyncpg.Connection) -> Check:
-    version = connection.get_server_version()
-    name = f"The server is PostgreSQL {version.major}.{version.minor}"
+def _check_server_version(version: asyncpg.types.ServerVersion) -> Check:
+    # Since PostgreSQL 10 the second number counts the bug-fix releases; asyncpg keeps it in the third field.
+    name = f"The server is PostgreSQL {version.major}.{version.micro}"
     if version.major < OLDEST:
         return Check("server version", "fail", f"{name}, too old for this app.", "Upgrade the server.")
     if version.major < OLDEST_TESTED:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, SecretStr, ValidationError
 
-from .sessions import {{ {'postgres': 'PostgresSettings'}[backend] }}, SettingMissing
+from .sessions import BackendSettings, SettingMissing
 
 
-class Settings({{ {'postgres': 'PostgresSettings'}[backend] }}):
+class Settings(BackendSettings):
     """Read once at start; frozen."""
 
     openai_api_key: SecretStr | None = None
