@@ -55,7 +55,8 @@ def test_a_new_project_passes_its_pre_commit_hooks(installed: Install) -> None:
     release = f"pre-commit-hooks=={hooks['rev'].removeprefix('v')}"
     for hook in hooks["hooks"]:
         kind = {"check-toml": ".toml", "check-yaml": ".yml"}.get(hook["id"], "")
-        files = [name for name in project.files() if name.endswith(kind) and not re.match(hook.get("exclude", "$"), name)]
+        exclude = hook.get("exclude", "$")
+        files = [name for name in project.files() if name.endswith(kind) and not re.match(exclude, name)]
         command = hook["id"].replace("trailing-whitespace", "trailing-whitespace-fixer")
         project.run("uvx", "--quiet", "--from", release, command, *hook.get("args", []), *files)
     for hook in ruff["hooks"]:

@@ -89,6 +89,7 @@ tests/
   test_devserver.py
   test_doctor.py
   test_history.py
+  test_model.py
   test_offline.py
   test_openai_server.py
   test_postgres_cli.py
@@ -227,7 +228,7 @@ def test_the_example_file_has_every_variable_and_its_default(installed: Install)
         print(json.dumps({name.upper(): field.default for name, field in Settings.model_fields.items()}))
     """
     settings = json.loads(project.run(".venv/bin/python", "-c", program))
-    defaults = {name: "" if default is None else str(default) for name, default in settings.items()}
+    defaults = {name: "" if default is None else str(default).removesuffix(".0") for name, default in settings.items()}
     compose = dict(re.findall(r"\$\{(\w+):-(.*?)\}", project.read("docker-compose.yml")))
     example = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", project.read(".env.example"), re.MULTILINE))
     # Unset means an embedded server; the example is the one of docker-compose.yml.

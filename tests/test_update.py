@@ -126,5 +126,5 @@ def test_ci_refuses_a_conflict_that_was_committed(template: Path, tmp_path: Path
     project.run("bash", "-e", "-c", check)
     (project.path / "README.md").write_text("<<<<<<< before updating\nmine\n=======\ntheirs\n>>>>>>> after updating\n")
     commit_all(project.path, "Not looked at")
-    with pytest.raises(pytest.fail.Exception, match="README.md:1:<<<<<<<"):
+    with pytest.raises(pytest.fail.Exception, match=r"README\.md:1:<<<<<<<"):
         project.run("bash", "-e", "-c", check)

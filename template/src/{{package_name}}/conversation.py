@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ class ApprovalNeeded:
     """The turn stands still until its tool calls are decided.
 
     Decide each with `state.approve` or `state.reject`, then give `state` to `run_turn`; in another process, after
-    `state.to_json()` and `RunState.from_json`.
+    `state.to_json()` and `RunState.from_json(…, context_override=RunContext(user_id))`: tools want their context back.
     """
 
     calls: list[ToolCalled]
@@ -125,11 +126,10 @@ async def run_turn(
                     yield AgentChanged(speaking)
             elif (seen := _event(event)) is not None:
                 yield seen
-    except (AgentsException, openai.OpenAIError) as error:
+    except (AgentsException, openai.OpenAIError, json.JSONDecodeError) as error:
         raise TurnFailed(_reason(error)) from error
     finally:
-        if not result.is_complete:
-            await _stop(result)
+        await _stop(result)
     if result.interruptions:
         calls = [ToolCalled(call.name or "?", call.arguments or "") for call in result.interruptions]
         yield ApprovalNeeded(calls, result.to_state())
@@ -138,9 +138,11 @@ async def run_turn(
 
 
 async def _stop(result: RunResultStreaming) -> None:
-    """End a run that nobody listens to any more."""
-    # Not "after_turn": that waits for the rest of the answer. What was stored stays valid: a turn is one batch.
-    result.cancel(mode="immediate")
+    """End a run that nobody listens to any more, and wait until nothing of it is being stored."""
+    if not result.is_complete:
+        # Not "after_turn": that waits for the rest of the answer. What was stored stays valid: a turn is one batch.
+        result.cancel(mode="immediate")
+    # The SDK does not wait for a write that has begun when it is cancelled itself; the next turn would overtake it.
     if result.run_loop_task is not None:
         await asyncio.wait({result.run_loop_task})
 
@@ -162,15 +164,25 @@ def _reason(error: Exception) -> str:
         case openai.AuthenticationError():
             return "The model's server refused the key. Check OPENAI_API_KEY."
         case openai.PermissionDeniedError() | openai.NotFoundError():
-            return f"There is no such model, or this key may not use it. Check OPENAI_MODEL. ({error.message})"
+            return f"There is no such model, or this key may not use it. Check OPENAI_MODEL. ({_line(error.message)})"
         case openai.RateLimitError():
             return "The model's server asks to wait: too many requests, or the quota is used up. Try again later."
         case openai.APITimeoutError() | openai.APIConnectionError():
             return "The model's server cannot be reached. Check the network, and OPENAI_BASE_URL if it is set."
+        case openai.BadRequestError(code="context_length_exceeded"):
+            return "The conversation is too long for this model. Lower HISTORY_MAX_ITEMS, or begin a new session."
         case openai.APIStatusError():
-            return f"The model's server answered with an error ({error.status_code}). Try again. ({error.message})"
+            advice = " Try again." if error.status_code >= 500 else ""
+            return f"The model's server answered with an error ({error.status_code}).{advice} ({_line(error.message)})"
+        case json.JSONDecodeError():
+            return "The model's server answered with something unreadable. Check OPENAI_BASE_URL."
         case MaxTurnsExceeded():
             return "The agent went round in circles and was stopped. Ask in other words."
         case InputGuardrailTripwireTriggered() | OutputGuardrailTripwireTriggered():
             return "A guardrail of the agent stopped this turn."
-    return f"The agent failed: {error}"
+    return f"The agent failed: {_line(str(error))}"
+
+
+def _line(text: str) -> str:
+    """A text that may have several lines, on one."""
+    return " ".join(text.split())

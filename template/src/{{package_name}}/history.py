@@ -17,7 +17,10 @@ from .sessions import StoredSession
 
 
 def history_settings(max_items: int) -> SessionSettings:
-    """How much the Runner reads for a turn: twice the window, to find a good place for the cut."""
+    """How much the Runner reads for a turn: twice the window, to find a good place for the cut.
+
+    A summary that is further back is not seen either. Sessions that are compacted hardly get that long.
+    """
     return SessionSettings(limit=2 * max_items)
 
 
@@ -33,13 +36,12 @@ def history_window(session: StoredSession, max_items: int) -> SessionInputCallba
         history: list[TResponseInputItem], new_items: list[TResponseInputItem]
     ) -> list[TResponseInputItem]:
         read = 2 * max_items
-        while (kept := window(history, max_items)) is None:
-            if len(history) < read:
-                kept = []  # no user ever said anything here: nothing can be sent without breaking it
-                break
+        while (kept := window(history, max_items)) is None and len(history) >= read:
             read *= 2
-            history = await session.get_items(read)
-        return [*kept, *new_items]
+            # In place: the Runner takes what this list holds for stored, and stores every other item that it gets.
+            history[:] = await session.get_items(read)
+        # None: no user ever said anything here, and nothing can be cut off without breaking what is left.
+        return [*(kept or []), *new_items]
 
     return combine
 
@@ -48,11 +50,14 @@ def window(history: Sequence[TResponseInputItem], max_items: int) -> list[TRespo
     """The newest items of a history, from a user's message or a summary on; the last summary in front in any case.
 
     Returns:
-        At most `max_items` items, and more only if the last turn alone has more. None if there is no place to cut.
+        At most `max_items` items, and more only if the last turn alone has more; the summary comes on top. All items
+        if they are no more than that, whatever they begin with. None if there is no place to cut.
     """
+    if len(history) <= max_items:
+        return without_orphans(history)
     places = [index for index, item in enumerate(history) if _opens(item)]
     if not places:
-        return None if history else []
+        return None
     start = next((index for index in places if index >= len(history) - max_items), places[-1])
     kept = without_orphans(history[start:])
     # A summary stands for all that came before it: without it the model would forget that at once.

@@ -17,6 +17,8 @@ from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
+OPENAI = "https://api.openai.com/v1"
+
 
 @asynccontextmanager
 async def opened_model(settings: Settings) -> AsyncIterator[Model]:
@@ -32,5 +34,6 @@ async def opened_model(settings: Settings) -> AsyncIterator[Model]:
     else:
         # Traces go to OpenAI whatever the base URL is, and would take the conversation and the key with them.
         set_tracing_disabled(True)
-    async with AsyncOpenAI(api_key=key.get_secret_value(), base_url=settings.openai_base_url) as client:
+    # Without a URL the client would take the variable itself, and an empty one (a bare line in .env) for an address.
+    async with AsyncOpenAI(api_key=key.get_secret_value(), base_url=settings.openai_base_url or OPENAI) as client:
         yield OpenAIResponsesModel(model=settings.openai_model or get_default_model(), openai_client=client)

@@ -31,6 +31,7 @@ from openai.types.responses.response_prompt_param import ResponsePromptParam
 
 NAME = "offline"
 _MY_NAME = re.compile(r"\b(?:my name is|i am called|call me)\s+(\w[\w'-]*)", re.IGNORECASE)
+_HANDED_OVER = re.compile(r'\{"assistant": "(.*)"\}')  # the SDK's words to an agent that takes over
 
 
 class OfflineModel(Model):
@@ -79,13 +80,16 @@ def _output(
     items = [{"role": "user", "content": input}] if isinstance(input, str) else cast(list[dict[str, Any]], input)
     last = items[-1] if items else {}
     if last.get("type") == "function_call_output":
-        return _message(f"Here is what I found: {_text(last.get('output'))}")
+        found = _text(last.get("output"))
+        if handed_over := _HANDED_OVER.fullmatch(found):
+            return _message(f"{handed_over[1]} here, how can I help?")
+        return _message(f"Here is what I found: {found}")
     said = [_text(item.get("content")) for item in items if item.get("role") == "user"]
     question = said[-1] if said else ""
     for handoff in handoffs:
         if handoff.agent_name.lower() in question.lower() and last.get("role") == "user":
             return _call(handoff.tool_name, {})
-    for tool in tools:
+    for tool in () if _MY_NAME.search(question) else tools:
         # A tool is meant by the last word of its name: the time for current_time, the words for count_words.
         if isinstance(tool, FunctionTool) and re.search(rf"\b{tool.name.split('_')[-1]}\b", question, re.IGNORECASE):
             return _call(tool.name, _arguments(tool, question))
@@ -110,7 +114,7 @@ def _arguments(tool: FunctionTool, question: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, schema in tool.params_json_schema.get("properties", {}).items():
         number = re.search(r"-?\d+", question)
-        phrase = re.search(r'"([^"]+)"|:\s*(.+)|\b(\w+/\w+)', question)
+        phrase = re.search(r'"([^"]+)"|:\s*(.+)|\b(\w+(?:/[\w+-]+)+)', question)
         if schema.get("type") in ("integer", "number"):
             arguments[name] = int(number[0]) if number else schema.get("default", 1)
         else:
@@ -162,7 +166,9 @@ def _response(output: list[TResponseOutputItem]) -> Response:
 def _events(item: TResponseOutputItem) -> Iterator[TResponseStreamEvent]:
     """A response as it streams in: begun, the item word by word, completed."""
     yield ResponseCreatedEvent(response=_response([]), sequence_number=0, type="response.created")
-    yield ResponseOutputItemAddedEvent(item=item, output_index=0, sequence_number=1, type="response.output_item.added")
+    empty: dict[str, Any] = {"content": []} if isinstance(item, ResponseOutputMessage) else {"arguments": ""}
+    begun = item.model_copy(update=empty | {"status": "in_progress"})
+    yield ResponseOutputItemAddedEvent(item=begun, output_index=0, sequence_number=1, type="response.output_item.added")
     number = 1
     if isinstance(item, ResponseOutputMessage):
         for word in re.findall(r"\S+\s*", _text([part.model_dump() for part in item.content])):
