@@ -11,6 +11,10 @@ from pathlib import Path
 from time import perf_counter
 from uuid import uuid4
 
+import typer
+from dotenv import dotenv_values
+from pydantic import SecretStr
+
 from .app import database, migrations
 from .devserver import DevServerError
 from .sessions import SessionStore, SessionStoreError, open_store
@@ -19,7 +23,7 @@ from .sessions.postgres_checks import check_postgres
 from .sessions.postgres_schema import upgrade
 from .sessions.store import Batch, Row, SessionKey
 from .settings import Settings, load_settings
-from .terminal import answer, clean
+from .terminal import answer
 
 _TEXT = '{"role":"user","content":"é 😀 \\u0000 \\ud83d","numbers":[-0.0,1e16,1180591620717411303424]}'
 """What a store that is not exact would change."""
@@ -75,9 +79,12 @@ async def diagnose() -> AsyncGenerator[Check, None]:
 def _check_env_file(file: Path) -> Check:
     if not file.is_file():
         return Check(".env", "ok", "There is no .env here; the environment alone counts.")
-    if file.stat().st_mode & 0o004:
-        return Check(".env", "warn", "Every user of this machine can read .env.", "chmod 600 .env")
-    return Check(".env", "ok", ".env is private.")
+    secret = {name.upper() for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
+    held = secret & {name.upper() for name, value in dotenv_values(file).items() if value}
+    if held and file.stat().st_mode & 0o004:
+        what = f"Every user of this machine can read .env, with {' and '.join(sorted(held))} in it."
+        return Check(".env", "warn", what, "chmod 600 .env")
+    return Check(".env", "ok", ".env is private." if held else ".env holds no secrets.")
 
 
 def _check_model(settings: Settings) -> Check:
@@ -109,11 +116,10 @@ async def _check_round_trip(store: SessionStore) -> Check:
 
 
 def _print(check: Check) -> None:
-    import typer
-
     mark, color = _MARKS[check.state]
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         mark = check.state
-    answer(f"{mark if not sys.stdout.isatty() else typer.style(mark, fg=color)} {check.name}: {check.says}")
+    typer.secho(mark, fg=color, nl=False)
+    answer(f" {check.name}: {check.says}")
     if check.todo:
-        answer(f"    {clean(check.todo)}")
+        answer(f"    {check.todo}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from agents.items import TResponseInputItem
+
+if TYPE_CHECKING:
+    from agents.items import TResponseInputItem
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -47,7 +49,7 @@ def decode_item(text: str) -> TResponseInputItem:
         UnreadableItem: `text` is no JSON object.
     """
     try:
-        return cast(TResponseInputItem, _decode(text))
+        return cast("TResponseInputItem", _decode(text))
     except (msgspec.MsgspecError, UnicodeEncodeError):
         pass
     try:
@@ -56,7 +58,7 @@ def decode_item(text: str) -> TResponseInputItem:
         raise UnreadableItem("not JSON") from None
     if not isinstance(item, dict):
         raise UnreadableItem("JSON, but no object")
-    return cast(TResponseInputItem, item)
+    return cast("TResponseInputItem", item)
 
 
 def decode_items(texts: Sequence[str]) -> list[TResponseInputItem]:
@@ -66,7 +68,7 @@ def decode_items(texts: Sequence[str]) -> list[TResponseInputItem]:
         UnreadableItem: One of them is no JSON object.
     """
     try:
-        return cast(list[TResponseInputItem], [_decode(text) for text in texts])
+        return cast("list[TResponseInputItem]", [_decode(text) for text in texts])
     except (msgspec.MsgspecError, UnicodeEncodeError):
         return [decode_item(text) for text in texts]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agents.items import TResponseInputItem
-
 from .codec import UnreadableItem, decode_item, decode_items
 
 if TYPE_CHECKING:
+    from agents.items import TResponseInputItem
     from agents.memory.session import _CompactionSnapshot
 
     from .session import StoredSession

@@ -13,10 +13,9 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from agents.memory import SessionSettings
 from pydantic import SecretStr
 
 from .paging import decode_cursor, encode_cursor
@@ -31,6 +30,9 @@ from .postgres_connection import (
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
 from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
 
 MAX_LIMIT = 2**63 - 1
 """Largest LIMIT that PostgreSQL takes; callers may ask for more."""

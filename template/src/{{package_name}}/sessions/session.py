@@ -13,17 +13,16 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agents.items import TResponseInputItem
-from agents.memory import SessionSettings
-from agents.run_context import RunContextWrapper
-
 from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of
 from .compaction import compaction_snapshot
 from .retry import retried
 from .store import Batch, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner
 
 if TYPE_CHECKING:
+    from agents.items import TResponseInputItem
+    from agents.memory import SessionSettings
     from agents.memory.session import _CompactionSnapshot
+    from agents.run_context import RunContextWrapper
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,10 +49,12 @@ class StoredSession:
         self.key = key.check()
         self.session_id = key.session_id
         self.user_id = key.user_id
-        # The Runner reads attributes of it, so a dict would fail there.
-        self.session_settings: SessionSettings | None = (
-            SessionSettings(**session_settings) if isinstance(session_settings, dict) else session_settings
-        )
+        if isinstance(session_settings, dict):
+            # The Runner reads attributes of it, so a dict would fail there. Imported late: the SDK takes a second.
+            from agents.memory import SessionSettings
+
+            session_settings = SessionSettings(**session_settings)
+        self.session_settings: SessionSettings | None = session_settings
 
     @property
     def store(self) -> SessionStore:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
-
-from agents.memory import SessionSettings
 
 from .session import StoredSession
 from .store import SessionKey, SessionStore
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
 
 
 @dataclass
