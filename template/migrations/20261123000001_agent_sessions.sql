@@ -127,7 +127,8 @@ begin
   insert into public.agent_sessions (user_id, session_id, role, content, created_at, batch_id)
     -- The shortest array is filled up with nulls: the first row gets the batch id.
     select p_user_id, p_session_id, item.role, item.content, session.updated_at, item.batch_id
-    from session, unnest(p_contents, p_roles, array[p_batch_id]) as item (content, role, batch_id);
+    from session, unnest(p_contents, p_roles, array[p_batch_id]) as item (content, role, batch_id)
+    where item.content is not null;  -- no items: only the session itself comes into being
   return found;
 end
 $$;

@@ -185,7 +185,9 @@ def _runner(data: Path) -> list[str]:
     ours = int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
     able = [name for bit, name in ((2, "+dac_read_search"), (1, "+dac_override")) if ours >> bit & 1]
     if able:
-        prefix += ["--inh-caps", able[0], "--ambient-caps", able[0]]
+        # With that bit, access(2) counts the capability as well: initdb asks it about the programs beside it.
+        bits = ["--securebits", "+no_setuid_fixup"]
+        prefix += ["--inh-caps", able[0], "--ambient-caps", able[0], *bits]
     uid, gid = str(user.pw_uid), str(user.pw_gid)
     return [f"{uid}:{gid}", *prefix, "--reuid", uid, "--regid", gid, "--clear-groups"]
 

@@ -28,6 +28,8 @@ def load_settings() -> Settings:
     """
     try:
         return Settings()
+    except UnicodeDecodeError:
+        raise SettingMissing(".env is no UTF-8 text. Save it as UTF-8.") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         raise SettingMissing(f"Check the environment and .env. {problems}") from None

@@ -125,12 +125,8 @@ async def _import_session(
         batch = Batch(_batch_id(key, there, missing), rows, wanted.title)
         if replaced:
             await _again(store, store.replace_tail, key, None, batch)
-        elif rows:
-            await _again(store, store.append, key, batch)
         else:
-            # A session comes into being with its first item, so one is written and taken back.
-            await _again(store, store.append, key, batch._replace(rows=[Row("{}")]))
-            await _again(store, store.clear, key)
+            await _again(store, store.append, key, batch)
     # What somebody gave the session since it was exported is kept, unless all of it is replaced.
     title = wanted.title if replaced or (there and there.title is None) else None
     metadata = wanted.metadata if replaced or (wanted.metadata and not (there and there.metadata)) else None

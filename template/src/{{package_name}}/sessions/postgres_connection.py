@@ -54,13 +54,17 @@ class PostgresSettings(StoreSettings):
         if scheme.partition("+")[0] not in ("postgresql", "postgres") or not separator:
             raise SettingMissing("DATABASE_URL is no PostgreSQL URL. Write postgresql://user:password@host:5432/name.")
         dsn = f"postgresql://{rest}"
+        url = urlsplit(dsn)
         try:
-            urlsplit(dsn).port  # noqa: B018 - raises if it is no number
-        except ValueError:
+            # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
+            usable = url.port != 0 and not url.fragment and "@" not in url.path + url.query
+        except ValueError:  # the port is no number
+            usable = False
+        if not usable:
             raise SettingMissing(
-                "DATABASE_URL cannot be used: its port is no number. Characters like / ? # @ : in a password must be "
-                "written as %2F %3F %23 %40 %3A."
-            ) from None
+                "DATABASE_URL cannot be used: its port is no number, or its password holds one of / ? # @ : which must "
+                "be written as %2F %3F %23 %40 %3A."
+            )
         return dsn
 
     @property
@@ -133,8 +137,8 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
         case (_, "42883" | "42P01" | "3F000"):
             return SchemaOutdated(f"{server} has no tables or functions of this app. Run `{COMMAND} db upgrade`.")
-        case (_, "26000"):
-            return SessionStoreError(f"{server}: a pooler lost a prepared statement. Set DATABASE_POOLER=transaction.")
+        case (_, "26000" | "42P05"):
+            return SessionStoreError(f"{server}: a pooler swaps prepared statements. Set DATABASE_POOLER=transaction.")
         case (_, "53300"):
             return StoreUnavailable(
                 f"{server} has no connection left. Lower DATABASE_POOL_MAX or raise max_connections."

@@ -180,7 +180,7 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def append(self, key: SessionKey, batch: Batch) -> None:
-        """Store all rows of `batch` after everything stored before, or none of them.
+        """Store all rows of `batch` after everything stored before, or none of them. Without rows, begin the session.
 
         Concurrent batches of one session never interleave, and readers see them in the order of their commits.
         The same `batch.id` twice stores it once, so a caller whose connection broke may simply call again.
