@@ -29,7 +29,7 @@ format: .venv/ready  ## format this repository
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (about two minutes)
+bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (about two minutes; best on a quiet machine)
 	@$(BIN)/python scripts/bench.py
 
 clean:  ## remove what the verbs made

@@ -23,7 +23,7 @@ def old_template(tmp_path: Path) -> Path:
     for commit in git(ROOT, "log", "--format=%H", "-n", "20", "--", "template", "copier.yml").split():
         if git(ROOT, "diff", "--name-only", commit, "--", "template", "copier.yml"):
             break
-    git(ROOT, "clone", "-q", str(ROOT), str(folder))
+    git(ROOT, "clone", "-q", "--no-hardlinks", str(ROOT), str(folder))
     git(folder, "checkout", "-q", commit)
     git(folder, "tag", "v1.0.0")
     return folder
