@@ -81,7 +81,9 @@ tests/
   helpers.py
   postgres_fixtures.py
   relay.py
+  sample_agent.py
   slow_agent.py
+  test_agent.py
   test_agent_runs.py
   test_cli.py
   test_cli_chat.py
