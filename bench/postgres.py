@@ -12,7 +12,7 @@ from agents.extensions.memory import SQLAlchemySession
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from my_agent.app import migrations
+from my_agent.backend import migrations
 from my_agent.sessions import PostgresSettings, open_store
 from my_agent.sessions.postgres_schema import upgrade
 

@@ -151,8 +151,8 @@ def main() -> None:
             tempfile.TemporaryDirectory(prefix="bench-") as folder,
             devserver.start(Path(folder) / "dev", durable=durable) as server,
         ):
-            trips = asyncio.run(round_trips(server.url))
-            results = asyncio.run(measure(server.url))
+            trips = asyncio.run(round_trips(server.environment["DATABASE_URL"]))
+            results = asyncio.run(measure(server.environment["DATABASE_URL"]))
         print(f"\nPostgreSQL, fsync {'on' if durable else 'off'}; both ends on one machine, items of 1.5 kB\n")
         report(results, trips)
     print("\nA ! marks a goal that was missed. Without fsync, what is left is round trips and work.")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .terminal import CommandError, answer, clean, note
-
-if TYPE_CHECKING:
-    from .sessions.postgres_schema import Migration
+from .terminal import answer, clean, note
 
 db = typer.Typer(no_args_is_help=True, help="Look after the schema of the database.")
 
@@ -25,13 +22,13 @@ _MEANING = {
 @db.command()
 def upgrade() -> None:
     """Apply the migrations that the database has not seen. Safe to run many times, and from many places at once."""
-    from .app import database
-    from .sessions.postgres_schema import upgrade as apply
+    from . import backend
+    from .app import server
     from .settings import load_settings
 
-    known = _migrations()
-    with database(load_settings()) as settings:
-        applied = asyncio.run(apply(settings, known))
+    known = backend.migrations()
+    with server(load_settings()) as settings:
+        applied = asyncio.run(backend.upgrade(settings))
     for migration in applied:
         note(f"Applied {migration.version}_{migration.name}.")
     note(f"The schema is up to date: version {known[-1].version}.")
@@ -40,12 +37,12 @@ def upgrade() -> None:
 @db.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Compare the migrations here with those in the database. Exit code 1 if they differ."""
-    from .app import database
-    from .sessions.postgres_schema import status as compare
+    from . import backend
+    from .app import server
     from .settings import load_settings
 
-    with database(load_settings()) as settings:
-        states = asyncio.run(compare(settings, _migrations()))
+    with server(load_settings()) as settings:
+        states = asyncio.run(backend.status(settings))
     good = all(state.state == "applied" for state in states)
     if as_json:
         answer(json.dumps({"up_to_date": good, "migrations": [state._asdict() for state in states]}))
@@ -56,12 +53,3 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
             note(f"{state}: {_MEANING[state]}")
     if not good:
         raise typer.Exit(1)
-
-
-def _migrations() -> list[Migration]:
-    from .app import migrations
-
-    known = migrations()
-    if not known:
-        raise CommandError("There are no SQL files in migrations/. Restore the folder, or install the package again.")
-    return known

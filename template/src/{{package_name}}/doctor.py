@@ -15,12 +15,11 @@ import typer
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from .app import database, migrations
+from .app import EMBEDDED, server
+from .backend import check_server, prepare
 from .devserver import DevServerError
 from .sessions import SessionStore, SessionStoreError, open_store
 from .sessions.checks import Check
-from .sessions.postgres_checks import check_postgres
-from .sessions.postgres_schema import upgrade
 from .sessions.store import Batch, Row, SessionKey
 from .settings import Settings, load_settings
 from .terminal import answer
@@ -60,20 +59,19 @@ async def diagnose() -> AsyncGenerator[Check, None]:
     yield _check_env_file(Path(".env"))
     yield _check_model(settings)
     try:
-        with database(settings) as chosen:
+        with server(settings) as chosen:
             if chosen is not settings:
-                await upgrade(chosen, migrations())  # as opening the store does with the embedded database
-                what = "DATABASE_URL is not set: the embedded PostgreSQL is used (development only)."
-                yield Check("database", "ok", what)
+                await prepare(chosen)  # as opening the store does with the embedded server
+                yield Check("server", "ok", f"{EMBEDDED} (development only).")
             usable = True
-            async with aclosing(check_postgres(chosen, migrations())) as found:
+            async with aclosing(check_server(chosen)) as found:
                 async for check in found:
                     usable = usable and check.state != "fail"
                     yield check
             if usable:
                 yield await _check_round_trip(open_store(chosen))
     except (SessionStoreError, DevServerError) as error:
-        yield Check("database", "fail", "The database cannot be used.", str(error))
+        yield Check("server", "fail", "The server cannot be used.", str(error))
 
 
 def _check_env_file(file: Path) -> Check:
@@ -111,7 +109,7 @@ async def _check_round_trip(store: SessionStore) -> Check:
         await store.close()
     if not exact:
         what = "What was read is not what was written."
-        return Check("round trip", "fail", what, "Is the encoding of the database UTF8?")
+        return Check("round trip", "fail", what, "Something on the way changes text: look at encodings and proxies.")
     return Check("round trip", "ok", f"Wrote, read and deleted a session in {(perf_counter() - begin) * 1000:.0f} ms.")
 
 

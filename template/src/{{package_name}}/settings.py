@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 from pydantic import Field, SecretStr, ValidationError
 
 from .sessions import BackendSettings, SettingMissing
@@ -18,6 +21,10 @@ class Settings(BackendSettings):
     """None: the default of the Agents SDK."""
     history_max_items: int = Field(default=200, ge=1)
     """How many of the newest items a model call sees; older ones stay stored. See `history.py`."""
+
+    def with_environment(self, variables: Mapping[str, str]) -> Self:
+        """These settings, as they would be if these variables were set as well."""
+        return type(self)(**{**self.model_dump(), **{name.lower(): value for name, value in variables.items()}})
 
 
 def load_settings() -> Settings:

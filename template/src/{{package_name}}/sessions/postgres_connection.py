@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -22,6 +22,8 @@ from .store import (
 SCHEMA_VERSION = 20261123000001
 """The newest migration that this program was written for."""
 
+EXAMPLE = "postgresql://user:password@host:5432/name"
+
 VERSION_STATEMENT = "SELECT public.agent_session_schema_version()"
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -30,6 +32,9 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 
 class PostgresSettings(StoreSettings):
     """Where the database is, and how hard it may be used."""
+
+    variable: ClassVar[str] = "DATABASE_URL"
+    """Where the address comes from, for messages."""
 
     database_url: SecretStr | None = None
     """postgresql://user:password@host:5432/name; with ?sslmode=require for TLS."""
@@ -45,14 +50,14 @@ class PostgresSettings(StoreSettings):
         """The address as asyncpg takes it.
 
         Raises:
-            SettingMissing: DATABASE_URL is not set, or is no PostgreSQL URL.
+            SettingMissing: It is not set, or is no PostgreSQL URL.
         """
         if self.database_url is None:
-            raise SettingMissing("DATABASE_URL is not set. Put postgresql://user:password@host:5432/name into .env.")
+            raise SettingMissing(f"{self.variable} is not set. Put {EXAMPLE} into .env.")
         scheme, separator, rest = self.database_url.get_secret_value().strip().partition("://")
         # What SQLAlchemy calls postgresql+asyncpg is the same address.
         if scheme.partition("+")[0] not in ("postgresql", "postgres") or not separator:
-            raise SettingMissing("DATABASE_URL is no PostgreSQL URL. Write postgresql://user:password@host:5432/name.")
+            raise SettingMissing(f"{self.variable} is no PostgreSQL URL. Write {EXAMPLE}.")
         dsn = f"postgresql://{rest}"
         url = urlsplit(dsn)
         try:
@@ -62,8 +67,8 @@ class PostgresSettings(StoreSettings):
             usable = False
         if not usable:
             raise SettingMissing(
-                "DATABASE_URL cannot be used: its port is no number, or its password holds one of / ? # @ : which must "
-                "be written as %2F %3F %23 %40 %3A."
+                f"{self.variable} cannot be used: its port is no number, or its password holds one of / ? # @ : which "
+                "must be written as %2F %3F %23 %40 %3A."
             )
         return dsn
 
@@ -130,9 +135,9 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
     problem = str(error.args[0]) if error.args else type(error).__name__
     match code[:2], code:
         case ("28", _):
-            return StoreRefused(f"{server} refused the login. Check user and password in DATABASE_URL.")
+            return StoreRefused(f"{server} refused the login. Check user and password in {settings.variable}.")
         case (_, "3D000"):
-            return StoreRefused(f"{server}: this database does not exist. Create it, or correct DATABASE_URL.")
+            return StoreRefused(f"{server}: this database does not exist. Create it, or correct {settings.variable}.")
         case (_, "42501"):
             return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
         case (_, "42883" | "42P01" | "3F000"):
@@ -153,7 +158,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         case asyncpg.PostgresError():
             return SessionStoreError(f"{server} refused the statement ({code}): {problem}")
         case asyncpg.ClientConfigurationError():
-            return SettingMissing(f"DATABASE_URL cannot be used: {error}.")
+            return SettingMissing(f"{settings.variable} cannot be used: {error}.")
         case asyncpg.DataError() | asyncpg.UnsupportedClientFeatureError():
             return SessionStoreError(f"{server}: {error}")
         case TimeoutError():
@@ -165,4 +170,5 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             )
     lost = "The connection to" if sent else "Cannot reach"
     reason = f" was lost ({type(error).__name__})" if sent else f": {error}"
-    return StoreUnavailable(f"{lost} {server}{reason}. Is the server up, and DATABASE_URL right?", maybe_applied=sent)
+    todo = f"Is the server up, and {settings.variable} right?"
+    return StoreUnavailable(f"{lost} {server}{reason}. {todo}", maybe_applied=sent)

@@ -21,12 +21,33 @@ from .store import SessionStoreError
 # Any number will do, as long as all versions of this program use the same one.
 _LOCK = 7_262_001_417_553
 
-_CREATE_TABLE = """
-CREATE TABLE IF NOT EXISTS public.agent_session_migrations (
-  version bigint PRIMARY KEY, name text NOT NULL, sha256 text, applied_at timestamptz NOT NULL DEFAULT now()
-);
-COMMENT ON TABLE public.agent_session_migrations IS 'Which files of migrations/ this database has seen.';
-"""
+
+class History(NamedTuple):
+    """Where a database keeps which migrations it has seen."""
+
+    table: str
+    create: str
+    """Statements that may be run again."""
+    seen: str
+    """Yields version, name, and sha256 of the file (null: not known)."""
+    record: str
+    """Takes version, name and text of the file."""
+
+
+HISTORY = History(
+    table="public.agent_session_migrations",
+    create="""
+        CREATE TABLE IF NOT EXISTS public.agent_session_migrations (
+          version bigint PRIMARY KEY, name text NOT NULL, sha256 text, applied_at timestamptz NOT NULL DEFAULT now()
+        );
+        COMMENT ON TABLE public.agent_session_migrations IS 'Which files of migrations/ this database has seen.';
+    """,
+    seen="SELECT version, name, sha256 FROM public.agent_session_migrations",
+    record="""
+        INSERT INTO public.agent_session_migrations (version, name, sha256)
+        VALUES ($1, $2, encode(sha256(convert_to($3, 'UTF8')), 'hex'))
+    """,
+)
 
 
 class Migration(NamedTuple):
@@ -68,7 +89,9 @@ def read_migrations(directory: Path) -> list[Migration]:
     return migrations
 
 
-async def upgrade(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[Migration]:
+async def upgrade(
+    settings: PostgresSettings, migrations: Sequence[Migration], history: History = HISTORY
+) -> list[Migration]:
     """Apply what is missing; safe to run many times at once. Returns what this call applied.
 
     Raises:
@@ -81,18 +104,20 @@ async def upgrade(settings: PostgresSettings, migrations: Sequence[Migration]) -
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
                 await connection.execute("SET LOCAL client_min_messages = warning")
-                await connection.execute(_CREATE_TABLE)
-                if migration.version not in await _seen(connection):
-                    await _apply(connection, migration)
+                await connection.execute(history.create)
+                if migration.version not in await _seen(connection, history):
+                    await _apply(connection, migration, history)
                     applied.append(migration)
     return applied
 
 
-async def status(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[MigrationState]:
+async def status(
+    settings: PostgresSettings, migrations: Sequence[Migration], history: History = HISTORY
+) -> list[MigrationState]:
     """Every migration that the folder or the database knows, oldest first."""
     async with _connection(settings) as connection:
-        there = await connection.fetchval("SELECT to_regclass('public.agent_session_migrations') IS NOT NULL")
-        seen = await _seen(connection) if there else {}
+        there = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", history.table)
+        seen = await _seen(connection, history) if there else {}
     states = []
     for migration in migrations:
         state: Literal["applied", "pending", "changed"] = "pending"
@@ -103,12 +128,12 @@ async def status(settings: PostgresSettings, migrations: Sequence[Migration]) ->
     return sorted([*states, *(MigrationState(version, name, "unknown") for version, (name, _) in seen.items())])
 
 
-async def _seen(connection: asyncpg.Connection) -> dict[int, tuple[str, str | None]]:
-    rows = await connection.fetch("SELECT version, name, sha256 FROM public.agent_session_migrations")
+async def _seen(connection: asyncpg.Connection, history: History) -> dict[int, tuple[str, str | None]]:
+    rows = await connection.fetch(history.seen)
     return {row["version"]: (row["name"], row["sha256"]) for row in rows}
 
 
-async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
+async def _apply(connection: asyncpg.Connection, migration: Migration, history: History) -> None:
     try:
         await connection.execute(migration.sql)
     except asyncpg.PostgresError as error:
@@ -117,12 +142,7 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
         raise SessionStoreError(
             f"Migration {migration.version}_{migration.name} failed and changed nothing: {error.args[0]}.{hint}"
         ) from error
-    await connection.execute(
-        "INSERT INTO public.agent_session_migrations (version, name, sha256) VALUES ($1, $2, $3)",
-        migration.version,
-        migration.name,
-        migration.sha256,
-    )
+    await connection.execute(history.record, migration.version, migration.name, migration.sql)
 
 
 @asynccontextmanager

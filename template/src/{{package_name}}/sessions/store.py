@@ -28,7 +28,7 @@ COMMAND = __name__.partition(".")[0].replace("_", "-")
 """The command line of this project, for messages that say what to run."""
 
 MAX_ID_BYTES = 1000
-"""Longest session id or user id in bytes of UTF-8. Both must fit into one index entry: 2,704 bytes in PostgreSQL."""
+"""Longest session id or user id in bytes of UTF-8. Both must fit into one index entry of an SQL database (2,704)."""
 
 
 class SessionStoreError(Exception):
@@ -52,7 +52,7 @@ class WrongOwner(SessionStoreError, PermissionError):
 
 
 class SchemaOutdated(SessionStoreError):
-    """The database schema and this program do not fit together."""
+    """What is stored and this program do not fit together: one of them is too old."""
 
 
 class StoreRefused(SessionStoreError):

@@ -1,0 +1,144 @@
+"""Reading REDIS_URL: one server, the servers behind Sentinels, or a cluster, and how to connect to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from .store import SettingMissing
+
+EXAMPLES = """\
+    redis://user:password@host:6379/0                      one server
+    rediss://user:password@host:6379/0                     one server over TLS
+    redis+sentinel://host:26379,host:26379/0?service=name  the primary that these Sentinels know
+    redis+cluster://host:6379,host:6379                    a cluster; some of its nodes
+    unix:///path/to/socket?db=0                            one server on this machine"""
+
+Kind = Literal["server", "sentinel", "cluster"]
+_KINDS: dict[str, Kind] = {
+    "redis": "server",
+    "rediss": "server",
+    "unix": "server",
+    "redis+sentinel": "sentinel",
+    "rediss+sentinel": "sentinel",
+    "redis+cluster": "cluster",
+    "rediss+cluster": "cluster",
+}
+_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_SENTINEL = ("service", "sentinel_username", "sentinel_password")
+_CUT = (
+    "REDIS_URL cannot be used: a port in it is no number, or its password holds one of / ? # @ : % which must be "
+    "written as %2F %3F %23 %40 %3A %25."
+)
+
+
+@dataclass(frozen=True)
+class RedisAddress:
+    """What a REDIS_URL says. Its repr holds no secrets."""
+
+    kind: Kind
+    tls: bool
+    where: str
+    """For messages."""
+    hosts: tuple[tuple[str, int], ...]
+    """Servers, Sentinels or some nodes of the cluster; empty for a socket on this machine."""
+    options: Mapping[str, Any] = field(repr=False)
+    """For `redis.asyncio.Connection`: login, database, TLS."""
+    service: str = ""
+    """What the Sentinels call the primary."""
+    sentinel_login: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def parse_address(url: str) -> RedisAddress:
+    """Read a REDIS_URL.
+
+    Raises:
+        SettingMissing: It is none; the message says what is wrong and how to write it, and quotes no secret.
+    """
+    parts = urlsplit(url.strip())
+    kind = _KINDS.get(parts.scheme)
+    if kind is None or "://" not in url:
+        raise SettingMissing(f"REDIS_URL is no Redis URL. Write one of\n{EXAMPLES}")
+    # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
+    if parts.fragment or "@" in parts.path + parts.query:
+        raise SettingMissing(_CUT)
+    login, _, servers = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    tls = parts.scheme.startswith("rediss")
+    options: dict[str, Any] = {
+        "username": unquote(user) or None,
+        "password": unquote(password) or None,
+        **_tls_options(query, tls),
+    }
+    if parts.scheme == "unix":
+        options |= {"path": unquote(parts.path), "db": _database(query.pop("db", ""))}
+        _refuse_rest(query)
+        return RedisAddress(kind, tls, f"{options['path']} database {options['db']}", (), options)
+    hosts = _hosts(servers, 26379 if kind == "sentinel" else 6379)
+    names = ",".join(f"{host}:{port}" for host, port in hosts)
+    options["db"] = database = _database(query.pop("db", "") or parts.path.removeprefix("/"))
+    if kind == "sentinel":
+        service = query.pop("service", "")
+        if not service:
+            raise SettingMissing("REDIS_URL does not say what the Sentinels call the primary: add ?service=mymaster.")
+        keys = (("username", "sentinel_username"), ("password", "sentinel_password"))
+        sentinel_login = {key: query.pop(name) for key, name in keys if name in query}
+        _refuse_rest(query)
+        where = f"{service}/{database} (Sentinels {names})"
+        return RedisAddress(kind, tls, where, hosts, options, service, sentinel_login)
+    _refuse_rest(query)
+    if kind == "cluster" and database:
+        raise SettingMissing("REDIS_URL names a database, but a cluster has only database 0. Leave it out.")
+    if kind == "server" and len(hosts) > 1:
+        raise SettingMissing(
+            f"REDIS_URL names several hosts. Write redis+cluster:// or redis+sentinel://, as in\n{EXAMPLES}"
+        )
+    return RedisAddress(kind, tls, f"{names} (cluster)" if kind == "cluster" else f"{names}/{database}", hosts, options)
+
+
+def _hosts(servers: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    hosts = []
+    for server in servers.split(","):
+        try:
+            parts = urlsplit(f"//{server}")
+            host, port = parts.hostname, parts.port
+        except ValueError:  # the port is no number
+            raise SettingMissing(_CUT) from None
+        if port == 0 or parts.path:
+            raise SettingMissing(_CUT)
+        hosts.append((unquote(host or "localhost"), port or default_port))
+    return tuple(hosts)
+
+
+def _database(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit()):
+        raise SettingMissing("REDIS_URL: the part behind the host must be the number of a database, such as /0.")
+    return int(text or 0)
+
+
+def _tls_options(query: dict[str, str], tls: bool) -> dict[str, Any]:
+    """Take the TLS parameters out of `query`."""
+    options: dict[str, Any] = {name: query.pop(name) for name in _TLS if name in query}
+    if options and not tls:
+        raise SettingMissing(f"REDIS_URL: {min(options)} is for TLS. Write rediss:// to use it.")
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name in options and not Path(options[name]).is_file():
+            raise SettingMissing(f"REDIS_URL: the file that {name} names does not exist: {options[name]}")
+    if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
+        raise SettingMissing("REDIS_URL: ssl_cert_reqs must be required, optional or none.")
+    if "ssl_check_hostname" in options:
+        options["ssl_check_hostname"] = options["ssl_check_hostname"].lower() not in ("0", "f", "false", "n", "no")
+    return options
+
+
+def _refuse_rest(query: Mapping[str, str]) -> None:
+    if query:
+        known = ", ".join(("db", *_TLS, *_SENTINEL))
+        raise SettingMissing(
+            f"REDIS_URL has parameters that this app does not take. It takes {known}; timeouts and the number of "
+            "connections are REDIS_TIMEOUT_SECONDS and REDIS_POOL_MAX."
+        )

@@ -1,0 +1,198 @@
+"""Is this Redis or Valkey server set up as the app needs it?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from time import perf_counter
+
+from .checks import Check
+from .redis_connection import RedisConnection, RedisSettings, Script
+from .store import SessionStoreError, StoreUnavailable
+
+OLDEST = (7, 0)
+"""The format check is `SET … NX GET` (https://redis.io/docs/latest/commands/set/#history); all else is older."""
+ALL_SLOTS = "16384"
+
+COMMANDS = (
+    "DEL KEY",
+    "EXISTS KEY",
+    "HGET KEY x",
+    "HINCRBY KEY x 1",
+    "HMGET KEY x",
+    "HSET KEY x 1",
+    "LLEN KEY",
+    "LRANGE KEY 0 1",
+    "LTRIM KEY 0 1",
+    "PEXPIRE KEY 1",
+    "RPOP KEY",
+    "RPUSH KEY x",
+    "SET KEY 1 NX GET",
+    "TIME",
+    "ZADD KEY 1 x",
+    "ZRANGE KEY 0 1",
+    "ZREM KEY x",
+    "ZREMRANGEBYSCORE KEY 0 1",
+    "ZSCORE KEY x",
+)
+"""What the store sends, by itself and in its scripts. redis/users.acl allows the same."""
+
+# A user may ask this without any right of its own but EVAL (https://redis.io/docs/latest/develop/programmability/lua-api/).
+_MISSING_RIGHTS = Script.of("""
+local missing = {}
+for _, command in ipairs(ARGV) do
+  local words = {}
+  for word in command:gmatch('%S+') do
+    words[#words + 1] = word == 'KEY' and KEYS[1] or word
+  end
+  if not redis.acl_check_cmd(unpack(words)) then
+    missing[#missing + 1] = words[1]
+  end
+end
+return missing
+""")
+
+Info = Mapping[str, str]
+
+
+async def check_redis(settings: RedisSettings) -> AsyncGenerator[Check, None]:
+    """All checks of the server or servers. A later one is left out if an earlier one makes it pointless."""
+    begin = perf_counter()
+    try:
+        connection = RedisConnection(settings)
+    except SessionStoreError as error:
+        yield Check("connection", "fail", "There is no usable REDIS_URL.", str(error))
+        return
+    try:
+        await connection.call("PING")
+    except SessionStoreError as error:
+        yield Check("connection", "fail", "The server cannot be reached.", str(error))
+        await connection.close()
+        return
+    try:
+        yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
+        infos = await _infos(connection)
+        if infos:
+            yield _check_version(infos)
+            topology = _check_topology(infos, connection.clustered)
+            yield topology
+            if topology.state == "fail":
+                return
+            yield await _check_persistence(connection, infos)
+            yield _check_memory(infos)
+        else:
+            what = "This user may not send INFO, so version, persistence and memory policy of the server are unknown."
+            yield Check("server", "warn", what, "Allow it INFO, or look at them yourself.")
+        if connection.clustered:
+            yield await _check_slots(connection)
+        yield await _check_rights(connection, settings)
+    except SessionStoreError as error:
+        yield Check("connection", "fail", "The checks were cut short.", str(error))
+    finally:
+        await connection.close()
+
+
+async def _infos(connection: RedisConnection) -> dict[str, Info]:
+    """What each primary says of itself; empty if it may not be asked."""
+    try:
+        return {name: _fields(text) for name, text in (await connection.call_everywhere("INFO")).items()}
+    except StoreUnavailable:
+        raise
+    except SessionStoreError:
+        return {}
+
+
+def _fields(text: str) -> Info:
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _check_version(infos: Mapping[str, Info]) -> Check:
+    oldest = min(infos.values(), key=lambda info: _numbers(info.get("redis_version", "0")))
+    version = oldest.get("redis_version", "0")
+    # Valkey says what it is, and which Redis it is compatible with.
+    name = f"Valkey {oldest['valkey_version']}" if "valkey_version" in oldest else f"Redis {version}"
+    if _numbers(version) < OLDEST:
+        return Check("server version", "fail", f"The server is {name}, too old for this app.", "Upgrade it to Redis 7.")
+    return Check("server version", "ok", f"The server is {name}.")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+
+def _check_topology(infos: Mapping[str, Info], clustered: bool) -> Check:
+    name, info = next(iter(infos.items()))
+    if info.get("cluster_enabled") == "1" and not clustered:
+        what = f"{name} is a node of a cluster, and REDIS_URL does not say so."
+        return Check("topology", "fail", what, "Write redis+cluster:// in REDIS_URL.")
+    if info.get("redis_mode") == "sentinel":
+        what = f"{name} is a Sentinel, which keeps no data."
+        return Check("topology", "fail", what, "Write redis+sentinel:// in REDIS_URL, and ?service=mymaster behind it.")
+    if info.get("role") == "slave":
+        what = f"{name} is a replica, which takes no writes."
+        return Check("topology", "fail", what, "Put its primary into REDIS_URL, or Sentinels (redis+sentinel://).")
+    count = "a cluster of 1 primary" if len(infos) == 1 else f"a cluster of {len(infos)} primaries"
+    return Check("topology", "ok", f"It is {count}." if clustered else "It is a primary.")
+
+
+async def _check_persistence(connection: RedisConnection, infos: Mapping[str, Info]) -> Check:
+    name = "persistence"
+    for server, info in infos.items():
+        if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
+            what = f"{server} failed to write to its disk the last time it tried."
+            return Check(name, "fail", what, "Look at its log, and at the space on its disk.")
+    without = [server for server, info in infos.items() if info.get("aof_enabled") != "1"]
+    if not without:
+        return Check(name, "ok", "Every write goes to disk (AOF).")
+    lost = f"A restart of {' and of '.join(without)} loses"
+    todo = "Set `appendonly yes` and `appendfsync everysec`."
+    try:
+        saves = await connection.call_everywhere("CONFIG", "GET", "save")
+    except SessionStoreError:
+        # Hosted servers have no CONFIG, and users confined by an ACL may not send it. Snapshots leave a trace.
+        if all(int(infos[server].get("rdb_saves", 0)) > 0 for server in without):
+            return Check(name, "ok", f"{lost} what came after the last snapshot. AOF would lose less.")
+        what = f"{lost} everything, unless snapshots are made: this user cannot see it, and there was none yet."
+        return Check(name, "warn", what, f"Make sure of it. {todo}")
+    if all(saves.get(server, ["save", ""])[1] for server in without):
+        return Check(name, "ok", f"{lost} what came after the last snapshot. AOF would lose less.")
+    return Check(name, "warn", f"{lost} all sessions: neither AOF nor snapshots are on.", todo)
+
+
+def _check_memory(infos: Mapping[str, Info]) -> Check:
+    for server, info in infos.items():
+        policy = info.get("maxmemory_policy")
+        if policy is None:
+            what = f"{server} does not say what it does when its memory is full."
+            return Check("memory", "warn", what, "Make sure that it is `maxmemory-policy noeviction`.")
+        if policy != "noeviction":
+            what = f"When its memory is full, {server} deletes sessions without a word ({policy})."
+            return Check("memory", "warn", what, "Set `maxmemory-policy noeviction`: then writes fail, and say so.")
+    return Check("memory", "ok", "Nothing is deleted when memory is full (noeviction).")
+
+
+async def _check_slots(connection: RedisConnection) -> Check:
+    try:
+        states = await connection.call_everywhere("CLUSTER", "INFO")
+    except SessionStoreError as error:
+        return Check("cluster", "warn", "The state of the cluster cannot be seen.", str(error))
+    for server, text in states.items():
+        state = _fields(text)
+        if state["cluster_state"] != "ok" or state["cluster_slots_ok"] != ALL_SLOTS:
+            what = f"{server} sees {state['cluster_slots_ok']} of {ALL_SLOTS} slots served; sessions in the rest fail."
+            return Check("cluster", "fail", what, "Look at `CLUSTER NODES`: a primary is down, or slots have no owner.")
+    return Check("cluster", "ok", "All slots are served.")
+
+
+async def _check_rights(connection: RedisConnection, settings: RedisSettings) -> Check:
+    key = f"{settings.session_key_prefix}:{{doctor}}:items"
+    todo = "Grant the rights of redis/users.acl."
+    try:
+        missing = await connection.evaluate(_MISSING_RIGHTS, [key], COMMANDS)
+        extra = await connection.evaluate(_MISSING_RIGHTS, [key], ["FLUSHALL"])
+    except SessionStoreError as error:
+        return Check("rights", "fail", "This user may not run scripts on the keys of this app.", f"{error} {todo}")
+    if missing:
+        return Check("rights", "fail", f"This user lacks {', '.join(missing)} on the keys of this app.", todo)
+    if extra:
+        return Check("rights", "ok", "This user may do all that is needed, and not erase the server.")
+    return Check("rights", "ok", "This user may do all that is needed, and erase the whole server as well.")

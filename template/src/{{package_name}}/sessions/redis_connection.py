@@ -1,0 +1,138 @@
+"""Reaching Redis or Valkey: the settings, and commands sent to the server that keeps their key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hiredis import pack_command
+from pydantic import Field, SecretStr
+from redis.exceptions import NoScriptError
+
+from .redis_address import EXAMPLES, RedisAddress, parse_address
+from .redis_errors import DRIVER_ERRORS, translate
+from .redis_pool import NotSent
+from .redis_topology import open_topology
+from .store import SessionStoreError, SettingMissing, StoreSettings
+
+Argument = str | bytes | int
+
+
+class RedisSettings(StoreSettings):
+    """Where the server is, and how hard it may be used."""
+
+    redis_url: SecretStr | None = None
+    """redis://user:password@host:6379/0; rediss:// for TLS; redis+cluster:// or redis+sentinel:// and several hosts."""
+    redis_pool_max: int = Field(default=20, ge=1)
+    """Connections per process and server, at most. Calls beyond it wait."""
+    redis_timeout_seconds: float = Field(default=10.0, gt=0)
+    """For connecting, for waiting for a free connection, and for one command."""
+    session_ttl: float | None = Field(default=None, ge=0)
+    """A session vanishes when nothing was written to it for so many seconds. Unset or 0: never."""
+    session_key_prefix: str = Field(default="agent", pattern=r"^[A-Za-z0-9._:-]{1,100}$")
+    """First part of every key, so that several apps can share a server."""
+
+    @property
+    def url(self) -> str:
+        """The address as it was given.
+
+        Raises:
+            SettingMissing: REDIS_URL is not set, or is no Redis URL.
+        """
+        if self.redis_url is None:
+            raise SettingMissing(f"REDIS_URL is not set. Put one of these into .env:\n{EXAMPLES}")
+        parse_address(url := self.redis_url.get_secret_value())
+        return url
+
+    @property
+    def address(self) -> RedisAddress:
+        """What the URL says; raises as `url` does."""
+        return parse_address(self.url)
+
+    @property
+    def where(self) -> str:
+        """Hosts and database, for messages: the address without its secrets."""
+        return self.address.where
+
+
+class Script(NamedTuple):
+    """A Lua script, and the hash by which the server knows it once it has seen it."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def of(cls, text: str) -> Script:
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisConnection:
+    """The way to the server or servers, for one event loop. Opens nothing before the first command.
+
+    Every method raises `StoreUnavailable`, `StoreRefused` or another `SessionStoreError`; no command is sent twice,
+    except to the node of a cluster that the first one pointed to instead of carrying it out.
+    Replies are those of RESP2, texts decoded; what is no UTF-8 becomes U+FFFD.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
+        address = settings.address
+        self.clustered = address.kind == "cluster"
+        """Whether keys live on different servers, unless they have the same {part}."""
+        self._servers = open_topology(address, settings.redis_pool_max, settings.redis_timeout_seconds)
+
+    async def call(self, command: str, *arguments: Argument) -> Any:
+        """Send one command, of which the first argument is the key; returns the reply."""
+        try:
+            return await self._servers.exchange(arguments[0] if arguments else None, _pack(command, *arguments))
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def evaluate(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Run a script on keys of one slot: in one round trip if the server knows it, else in two."""
+        rest = (len(keys), *keys, *arguments)
+        try:
+            return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest))
+        except NoScriptError:
+            pass  # a new server, or SCRIPT FLUSH: nothing was done
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+        try:
+            return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest))
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def call_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Send commands at once, each to the server that has its key (its first argument), in one round trip.
+
+        Returns the replies in the same order. All were carried out, unless it raises: then each may have been or not.
+        """
+        try:
+            return await self._servers.exchange_all([(command[1], _pack(*command)) for command in commands])
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def call_everywhere(self, command: str, *arguments: Argument) -> dict[str, Any]:
+        """Send a command without a key to each primary; returns the replies by the names of the servers."""
+        try:
+            return await self._servers.everywhere(_pack(command, *arguments))
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def close(self) -> None:
+        """Give back every connection."""
+        await self._servers.close()
+
+    def _translated(self, error: BaseException) -> SessionStoreError:
+        if isinstance(error, NotSent):
+            return translate(error.__cause__ or error, self._settings, sent=False)
+        return translate(error, self._settings, sent=True)
+
+
+def _pack(*arguments: Argument) -> bytes:
+    try:
+        packed: bytes = pack_command(arguments)  # type: ignore[arg-type]  # its stub wants a tuple of one
+    except UnicodeEncodeError as error:
+        raise SessionStoreError("A text holds half a surrogate pair, which cannot be stored.") from error
+    return packed

@@ -1,0 +1,121 @@
+"""A stack of connections to one Redis server for one event loop, at most so many at once.
+
+redis-py's own pools raise instead of waiting or cost a lock and several hooks for each call, and its clients repeat
+commands that may have been carried out. These are its connections without that: a call is sent once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+IDLE_SECONDS = 300.0
+"""Connections unused for longer are not trusted: firewalls drop them in silence."""
+
+
+class NotSent(Exception):
+    """No connection could be had, so nothing was sent. Its cause is the driver's error."""
+
+
+class PoolExhausted(Exception):
+    """All connections stayed in use for too long."""
+
+
+class RedisPool:
+    """Connections that are opened when needed and used again, the last used one first.
+
+    Args:
+        connect: Opens a connection.
+        size: How many there may be; further calls wait.
+        timeout: For waiting, for connecting and for one exchange, in seconds.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]], size: int, timeout: float) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[tuple[AbstractConnection, float]] = []
+        self._closed = False
+
+    async def exchange(self, packed: bytes) -> Any:
+        """Send one packed command; returns the reply.
+
+        Raises:
+            NotSent: Before anything was sent.
+            ResponseError: The server's answer is an error.
+            Exception: What redis-py raises; the command may have been carried out.
+        """
+        (reply,) = await self.exchange_all(packed, 1)
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def exchange_all(self, packed: bytes, count: int) -> list[Any]:
+        """Send `count` packed commands at once; returns their replies, errors among them."""
+        try:
+            connection = await self._acquire()
+        except (RedisError, OSError, PoolExhausted) as error:
+            raise NotSent from error
+        try:
+            async with asyncio.timeout(self._timeout):
+                await connection.send_packed_command(packed, check_health=False)
+                replies = [await _reply(connection) for _ in range(count)]
+        except BaseException:
+            # Cut, timed out or cancelled in the middle: nobody knows what would come out of it next.
+            self._free.release()
+            await connection.disconnect(nowait=True)
+            raise
+        self._free.release()
+        if self._closed:
+            await connection.disconnect(nowait=True)
+        else:
+            self._idle.append((connection, monotonic()))
+        return replies
+
+    async def forget_idle(self) -> None:
+        """Drop all connections not in use, because the server went away or is no longer the one to talk to."""
+        while self._idle:
+            await self._idle.pop()[0].disconnect(nowait=True)
+
+    async def close(self) -> None:
+        """Close what is idle now, and the rest as it comes back."""
+        self._closed = True
+        await self.forget_idle()
+
+    async def _acquire(self) -> AbstractConnection:
+        if self._free.locked():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise PoolExhausted from None
+        else:
+            await self._free.acquire()
+        try:
+            while self._idle:
+                connection, since = self._idle.pop()
+                if (idle := monotonic() - since) > 1:
+                    # If something kept the event loop busy, it has not seen yet that the server hung up.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                # There is nothing to read before a command is sent, unless the server has hung up.
+                if idle < IDLE_SECONDS and not await connection.can_read():
+                    return connection
+                await connection.disconnect(nowait=True)
+            async with asyncio.timeout(self._timeout):
+                return await self._connect()
+        except BaseException:
+            self._free.release()
+            raise
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error

@@ -1,0 +1,252 @@
+"""Which server keeps a key: always the same, the primary that Sentinels name, or one node of a cluster.
+
+redis-py finds primaries and slots. The commands do not go through its clients: its cluster client repeats commands,
+breaks calls of others when a node fails, and after ASK may send the command on another connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from .redis_address import RedisAddress
+from .redis_pool import NotSent, RedisPool
+
+Key = str | bytes | int | None
+REDIRECTIONS = 16
+"""How often a node of a cluster may point to another one, or be in the middle of a move. The same as redis-py's."""
+
+
+class Topology(Protocol):
+    """Sends packed commands to the server that has their key. Raises what `RedisPool` raises."""
+
+    async def exchange(self, key: Key, packed: bytes) -> Any: ...
+    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]]) -> list[Any]: ...
+    async def everywhere(self, packed: bytes) -> dict[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+def open_topology(address: RedisAddress, size: int, timeout: float) -> Topology:
+    """No I/O happens before the first command."""
+    return (Cluster if address.kind == "cluster" else Server)(address, size, timeout)
+
+
+class Server:
+    """One server, or whichever one the Sentinels call the primary."""
+
+    def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
+        self._address = address
+        self._pool = RedisPool(self._connect, size, timeout)
+        self._primary: tuple[str, int] | None = address.hosts[0] if address.hosts else None
+        self._sentinel: Sentinel | None = None
+        if address.kind == "sentinel":
+            tls = {name: value for name, value in address.options.items() if name.startswith("ssl_")}
+            options = {**_finding(timeout), **address.sentinel_login, **tls, "ssl": address.tls}
+            self._sentinel = Sentinel(address.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+
+    async def exchange(self, key: Key, packed: bytes) -> Any:
+        try:
+            return await self._pool.exchange(packed)
+        except (NotSent, RedisError, OSError) as error:
+            if _lost(error):
+                await self._pool.forget_idle()
+            raise
+
+    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]]) -> list[Any]:
+        try:
+            replies = await self._pool.exchange_all(b"".join(packed for _, packed in commands), len(commands))
+        except (NotSent, RedisError, OSError):
+            await self._pool.forget_idle()
+            raise
+        return _without_errors(replies)
+
+    async def everywhere(self, packed: bytes) -> dict[str, Any]:
+        return {self._address.where: await self.exchange(None, packed)}
+
+    async def close(self) -> None:
+        await self._pool.close()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
+
+    async def _connect(self) -> AbstractConnection:
+        if self._sentinel is not None:
+            primary = await self._sentinel.discover_master(self._address.service)
+            if primary != self._primary:
+                self._primary = primary
+                await self._pool.forget_idle()
+        return await _connect(self._address, self._primary)
+
+
+class Cluster:
+    """The primaries of a cluster, each with the slots of keys that it has."""
+
+    def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
+        self._address = address
+        self._size = size
+        self._timeout = timeout
+        options = {name: value for name, value in address.options.items() if name != "db"}
+        self._nodes = RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+            require_full_coverage=False,  # sessions on the other nodes go on
+            ssl=address.tls,
+            **options,
+            **_finding(timeout),
+        ).nodes_manager
+        self._pools: dict[tuple[str, int], RedisPool] = {}
+        self._stale = True
+
+    async def exchange(self, key: Key, packed: bytes) -> Any:
+        problem: Exception = TryAgainError("The cluster is being rearranged")
+        for _ in range(REDIRECTIONS):
+            host, port = await self._node_of(key)
+            try:
+                return await self._pool(host, port).exchange(packed)
+            except MovedError as moved:
+                problem = moved
+                if moved.host:
+                    await self._nodes.move_slot(moved)
+                else:
+                    self._stale = True
+            except AskError as ask:
+                # For this one command; on the same connection.
+                _, reply = await self._pool(ask.host or host, ask.port).exchange_all(_ASKING + packed, 2)
+                if not isinstance(reply, ResponseError):
+                    return reply
+                if not isinstance(reply, TryAgainError):
+                    raise reply from None
+                await asyncio.sleep(0.05)
+            except TryAgainError:
+                await asyncio.sleep(0.05)
+            except (NotSent, RedisError, OSError) as error:
+                self._stale = self._stale or _lost(error)
+                raise
+        raise problem
+
+    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]]) -> list[Any]:
+        shares = defaultdict(list)
+        for index, (key, _) in enumerate(commands):
+            shares[await self._node_of(key)].append(index)
+        replies: list[Any] = [None] * len(commands)
+
+        async def exchange_share(node: tuple[str, int], indexes: Sequence[int]) -> None:
+            packed = b"".join(commands[index][1] for index in indexes)
+            for index, reply in zip(indexes, await self._pool(*node).exchange_all(packed, len(indexes)), strict=True):
+                moved = isinstance(reply, AskError | TryAgainError)
+                replies[index] = await self.exchange(*commands[index]) if moved else reply
+
+        done = await asyncio.gather(*map(exchange_share, shares, shares.values()), return_exceptions=True)
+        for error in done:
+            if isinstance(error, BaseException):
+                self._stale = True
+                raise error
+        return _without_errors(replies)
+
+    async def everywhere(self, packed: bytes) -> dict[str, Any]:
+        await self._node_of(None)
+        nodes = [(node.host, int(node.port)) for node in self._nodes.get_nodes_by_server_type("primary")]
+        return {f"{host}:{port}": await self._pool(host, port).exchange(packed) for host, port in nodes}
+
+    async def close(self) -> None:
+        pools, self._pools, self._stale = self._pools, {}, True
+        for pool in pools.values():
+            await pool.close()
+        await self._nodes.aclose()
+        await self._nodes.aclose("startup_nodes")
+
+    async def _node_of(self, key: Key) -> tuple[str, int]:
+        try:
+            if self._stale:
+                await self._find_nodes()
+            if key is None:
+                node = self._nodes.default_node
+            else:
+                node = self._nodes.get_node_from_slot(key_slot(key if isinstance(key, bytes) else str(key).encode()))
+        except (RedisError, RedisClusterException, OSError, KeyError) as error:
+            self._stale = True
+            raise NotSent from error
+        return node.host, int(node.port)
+
+    async def _find_nodes(self) -> None:
+        async with asyncio.timeout(self._timeout):
+            await self._nodes.initialize()
+        self._stale = False
+        known = {(node.host, int(node.port)) for node in self._nodes.nodes_cache.values()}
+        for gone in self._pools.keys() - known:
+            await self._pools.pop(gone).close()
+
+    def _pool(self, host: str, port: int) -> RedisPool:
+        if (pool := self._pools.get((host, port))) is None:
+            pool = RedisPool(lambda: _connect(self._address, (host, port)), self._size, self._timeout)
+            self._pools[host, port] = pool
+        return pool
+
+
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
+
+
+def _finding(timeout: float) -> dict[str, Any]:
+    """Options for asking Sentinels and nodes who is where: fast enough to ask another one if the first is silent."""
+    return {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout / 3,
+        "socket_connect_timeout": timeout / 3,
+        "driver_info": None,
+    }
+
+
+async def _connect(address: RedisAddress, server: tuple[str, int] | None) -> AbstractConnection:
+    # RESP2 is what every server and proxy speaks. No CLIENT SETINFO: users confined by an ACL may not send it.
+    # No timeouts: `RedisPool` has one for a whole exchange, which costs less than two for its halves.
+    options: dict[str, Any] = {
+        **address.options,
+        "protocol": 2,
+        "decode_responses": True,
+        "encoding_errors": "replace",
+        "driver_info": None,
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+    }
+    connection: AbstractConnection
+    if server is None:
+        connection = UnixDomainSocketConnection(**options)
+    else:
+        kind = SSLConnection if address.tls else Connection
+        connection = kind(host=server[0], port=server[1], **options)
+    try:
+        await connection.connect()  # type: ignore[no-untyped-call]
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return connection
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether the server is gone, or is not the one to talk to any more."""
+    return not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError | ClusterDownError)
+
+
+def _without_errors(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+    return replies
