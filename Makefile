@@ -14,7 +14,7 @@ unexport VIRTUAL_ENV
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/ready  ## render a project and talk to its agent in two processes (BACKEND=postgres)
+demo: .venv/ready  ## render a project and talk to its agent in two processes (BACKEND=postgres|redis|supabase)
 	@$(BIN)/python scripts/demo.py --backend $(BACKEND)
 
 test: lint  ## run all tests: the template, and every rendered project's own on a real server

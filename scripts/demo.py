@@ -14,8 +14,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="postgres")
     backend = parser.parse_args().backend
+    store = {"postgres": "PostgreSQL", "redis": "Redis", "supabase": "Supabase"}.get(backend, backend)
     folder = fresh_project(BUILD / "demo" / backend, backend=backend)
-    print(f"A new project with the default answers: {folder.relative_to(BUILD.parent)}\n")
+    print(f"A new project for {store}: {folder.relative_to(BUILD.parent)}\n")
 
     def run(command: str) -> str:
         print(f"$ {command}", flush=True)
@@ -33,7 +34,7 @@ def main() -> None:
     run("uv run my-agent sessions list")
     if "Ada" not in answer:
         sys.exit("The second process did not remember the first one.")
-    print("The second process remembered what the first one was told: it read it from the database.")
+    print(f"The second process remembered what the first one was told: it read it from {store}.")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,6 @@ def fresh_project(folder: Path, **answers: str) -> Path:
 
 
 def tool_environment() -> dict[str, str]:
-    """The environment without what would change the demo: keys, a database, an active virtual environment."""
-    ours = ("DATABASE_", "OPENAI_", "SESSION_", "HISTORY_")
+    """The environment without what would change the demo: keys, servers, an active virtual environment."""
+    ours = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours) and name != "VIRTUAL_ENV"}

@@ -64,7 +64,8 @@ class Project:
 
 def clean_environment() -> dict[str, str]:
     """What a new user's shell has: nothing of ours, and git with a name."""
-    ours = ("VIRTUAL_ENV", "DATABASE_", "OPENAI_", "SESSION_", "HISTORY_", "TEST_", "PYTEST_", "GIT_")
+    settings = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_")
+    ours = (*settings, "VIRTUAL_ENV", "TEST_", "PYTEST_", "GIT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     who = {"NAME": "Ada", "EMAIL": "ada@example.com"}
     identity = {f"GIT_{role}_{name}": value for role in ("AUTHOR", "COMMITTER") for name, value in who.items()}
@@ -134,11 +135,12 @@ def installed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Insta
     projects: dict[str, Project] = {}
 
     def install(variant: str) -> Project:
-        if variant not in projects:
+        answers = repr(sorted(VARIANTS[variant].items()))  # presets may differ in their settings alone
+        if answers not in projects:
             folder = tmp_path_factory.mktemp(variant)
             copier.run_copy(str(template), folder, data=VARIANTS[variant], defaults=True, quiet=True, overwrite=True)
-            projects[variant] = Project(folder)
-            projects[variant].run("uv", "sync", "--quiet")
-        return projects[variant]
+            projects[answers] = Project(folder)
+            projects[answers].run("uv", "sync", "--quiet")
+        return projects[answers]
 
     return install

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PRESETS, Install, Project
+from . import pgbouncer
+from .conftest import PRESETS, ROOT, Install, Project
 
 
 def passed(output: str) -> int:
@@ -21,9 +22,53 @@ def passed(output: str) -> int:
     return counts["passed"]
 
 
-@pytest.mark.parametrize("variant", PRESETS)
-def test_its_own_tests_pass(installed: Install, variant: str) -> None:
-    assert passed(installed(variant).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_its_own_tests_pass(installed: Install, backend: str) -> None:
+    assert passed(installed(backend).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
+
+
+# How the presets run that differ from the one of their backend in their settings alone.
+CONTRACT = ("uv", "run", "pytest", "-q", "tests/test_contract.py")
+OTHER_SETTINGS = {"redis-cluster": "cluster", "redis-sentinel": "sentinel"}
+
+
+@pytest.mark.parametrize("preset", OTHER_SETTINGS)
+def test_the_contract_holds_on_other_topologies(installed: Install, preset: str) -> None:
+    project = installed(preset)
+    output = project.run(*CONTRACT, "tests/test_redis_store.py", TEST_REDIS_TOPOLOGY=OTHER_SETTINGS[preset])
+    assert passed(output) > 70
+
+
+def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_path: Path) -> None:
+    if pgbouncer.PROGRAM is None:
+        reason = "no PgBouncer here: apt-get install pgbouncer"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    project = installed("postgres-pgbouncer")
+    with pgbouncer.running(project, tmp_path) as url:
+        # There, the connection that kills all others may be the one it is after.
+        kill = ("--deselect", "tests/test_contract.py::test_a_killed_connection_loses_nothing")
+        output = project.run(*CONTRACT, *kill, TEST_DATABASE_URL=url, TEST_DATABASE_POOLER="transaction")
+        assert passed(output) > 70
+        # Without the setting it does not: so there really is a pooler that swaps connections.
+        with pytest.raises(pytest.fail.Exception, match=r"DATABASE_POOLER=transaction"):
+            project.run(*CONTRACT, "-x", TEST_DATABASE_URL=url, TEST_DATABASE_POOLER="none")
+
+
+def test_every_preset_is_run() -> None:
+    runs = {"postgres", "redis", "supabase", *OTHER_SETTINGS, "postgres-pgbouncer"}
+    runs.add("supabase-per-user")  # by tests/test_supabase_security.py of every supabase project
+    assert set(PRESETS) == runs
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_names_settings_that_exist(installed: Install, preset: str) -> None:
+    text = (ROOT / f"examples/answers/{preset}.yml").read_text()
+    values = dict(re.findall(r"^#   ([A-Z_]+)=(.*)$", text, re.MULTILINE))
+    program = "from my_agent.settings import Settings; print(*(name.upper() for name in Settings.model_fields))"
+    project = installed(preset)
+    assert values.keys() <= set(project.run(".venv/bin/python", "-c", program).split())
+    program = "from my_agent.sessions import BackendSettings; print(BackendSettings().where)"
+    assert project.run(".venv/bin/python", "-c", program, **values).strip()
 
 
 def test_its_own_tests_pass_under_another_name(installed: Install) -> None:
@@ -57,7 +102,7 @@ def test_what_is_deployed_holds_the_migrations_and_no_development_server(install
             context.run(*words.split(), "--quiet", **environment)
     command = str(tmp_path / "app/bin/my-agent")
     python = str(tmp_path / "app/bin/python")
-    program = "from my_agent import app, devserver; print(len(app.migrations()), devserver.available())"
+    program = "from my_agent import backend, devserver; print(len(backend.migrations()), devserver.available())"
     deployed = Project(tmp_path)
     assert deployed.run(python, "-c", program).split() == ["1", "False"]
     with pytest.raises(pytest.fail.Exception, match=r"exited 1 in [^\n]*\nError: DATABASE_URL is not set"):

@@ -1,0 +1,127 @@
+"""Calling the functions of a Supabase project: all stores of a project share one client and its connections.
+
+The client is ours alone, and `.auth` is never used on it: an auth event would change whom it acts for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+from weakref import WeakSet
+
+import httpx
+from pydantic import SecretStr
+from supabase import AsyncClient, AsyncClientOptions
+
+from .postgres_connection import check_version
+from .store import StoreRefused
+from .supabase_connection import SupabaseSettings
+from .supabase_errors import Refusal, refuse, translate
+
+MAX_IDLE_CONNECTIONS = 10
+"""httpx looks at every idle connection at each call: 50 of them double its time."""
+IDLE_SECONDS = 60.0
+"""Shorter than what servers and firewalls commonly allow (nginx: 75 s), long enough to span a model call."""
+
+
+@dataclass(eq=False)
+class Project:
+    """One project on one event loop."""
+
+    client: AsyncClient
+    http: httpx.AsyncClient
+    schema_fits: bool = False
+    """Whether the schema was seen to fit this program; asked once for all users."""
+    callers: WeakSet[Caller] = field(default_factory=WeakSet)
+
+    @classmethod
+    def connect(cls, settings: SupabaseSettings) -> Project:
+        """Set everything up, without I/O."""
+        http = httpx.AsyncClient(
+            timeout=settings.supabase_timeout_seconds,
+            limits=httpx.Limits(
+                max_connections=settings.supabase_pool_max,
+                max_keepalive_connections=min(MAX_IDLE_CONNECTIONS, settings.supabase_pool_max),
+                keepalive_expiry=IDLE_SECONDS,
+            ),
+            # The users of a server share these connections, so nothing may stick to them.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            event_hooks={"response": [refuse]},
+            trust_env=not settings.is_local,  # a proxy of the environment does not reach our loopback
+        )
+        options = AsyncClientOptions(
+            headers={"Authorization": f"Bearer {settings.key}"},
+            auto_refresh_token=False,
+            persist_session=False,
+            postgrest_client_retry=False,
+            httpx_client=http,
+        )
+        return cls(AsyncClient(settings.url, settings.key, options), http)
+
+
+_projects: dict[tuple[asyncio.AbstractEventLoop, Hashable], Project] = {}
+
+
+class Caller:
+    """Calls functions as one user: the one of an access token, or the role of the key. Belongs to one event loop."""
+
+    def __init__(self, settings: SupabaseSettings, access_token: SecretStr | None) -> None:
+        self._settings = settings
+        self._signed_in = access_token is not None
+        pool = (settings.supabase_timeout_seconds, settings.supabase_pool_max)
+        self._place = (asyncio.get_running_loop(), (settings.url, settings.key, *pool))
+        for place in [place for place in _projects if place[0].is_closed()]:
+            del _projects[place]  # its connections died with its loop
+        if (project := _projects.get(self._place)) is None:
+            try:
+                project = _projects[self._place] = Project.connect(settings)
+            except (ValueError, httpx.InvalidURL) as error:
+                raise translate(httpx.InvalidURL(""), settings, signed_in=self._signed_in) from error
+        self._project = project
+        project.callers.add(self)
+        # `schema` makes a small client with headers of its own, over the same connections.
+        self._api = project.client.schema("public")
+        if access_token is not None:
+            self._api.auth(access_token.get_secret_value())
+
+    async def call(self, function: str, arguments: dict[str, Any]) -> Any:
+        """The value that the function returns, in one round trip.
+
+        Raises:
+            SessionStoreError: The message says what is wrong and what to do.
+        """
+        try:
+            return (await self._api.rpc(function, arguments).execute()).data
+        except Refusal as error:
+            if error.code == "23505" and '"agent_sessions_batch"' in error.message:
+                return True  # an earlier attempt stored this batch; its answer got lost
+            raise translate(error, self._settings, signed_in=self._signed_in) from error
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise translate(error, self._settings, signed_in=self._signed_in) from error
+
+    @property
+    def schema_fits(self) -> bool:
+        """Whether one of the project's callers has seen that it does."""
+        return self._project.schema_fits
+
+    async def check_schema(self) -> None:
+        """Ask for the version of the schema.
+
+        Raises:
+            SchemaOutdated: See `check_version`.
+        """
+        versions = await self.call("agent_session_schema_version", {})
+        if not (isinstance(versions, list) and [type(version) for version in versions] == [int, int]):
+            raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
+        check_version(versions)
+        self._project.schema_fits = True
+
+    async def close(self) -> None:
+        """Give up this caller's share; the last one closes the connections."""
+        self._project.callers.discard(self)
+        if not self._project.callers and _projects.get(self._place) is self._project:
+            del _projects[self._place]
+            await self._project.http.aclose()

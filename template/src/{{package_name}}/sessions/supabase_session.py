@@ -1,0 +1,231 @@
+"""Sessions in Supabase, through supabase-py and the SQL functions of `supabase/migrations/`.
+
+Usage::
+
+    session = SupabaseSession("chat-1")  # SUPABASE_URL and SUPABASE_KEY from the environment
+    await Runner.run(agent, "Hi", session=session)
+    await session.close()
+
+On a server that knows its users by Supabase Auth, pass `access_token=`: the database then lets each see only their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from .paging import decode_cursor, encode_cursor
+from .shared import SharedStoreSession
+from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError, WrongOwner
+from .supabase_connection import SupabaseSettings, subject_of
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+    from .session import StoredSession
+    from .supabase_client import Caller
+
+MAX_LIMIT = 2**63 - 1
+"""Largest LIMIT that PostgreSQL takes; callers may ask for more."""
+
+
+class SupabaseStore(SessionStore):
+    """All sessions of one project, or with an access token those of one user. Stores of a project share connections.
+
+    Args:
+        settings: From the environment if left out.
+        access_token: The token of a signed-in user, as long as it is valid; None: the key acts for everybody.
+
+    Raises:
+        SettingMissing: The access token is none.
+    """
+
+    settings: SupabaseSettings
+
+    def __init__(self, settings: SupabaseSettings | None = None, access_token: str | None = None) -> None:
+        super().__init__(settings or SupabaseSettings())
+        # Not just any false value: an empty token must never become the rights of the key.
+        self._owner = None if access_token is None else subject_of(access_token)
+        self._token = None if access_token is None else SecretStr(access_token)
+        self._caller: Caller | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def session(
+        self,
+        session_id: str,
+        *,
+        user_id: str = "",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> StoredSession:
+        """A view on one session; no I/O, nothing to close. With an access token, `user_id` is its user.
+
+        Raises:
+            InvalidSessionId: See `SessionKey.check`.
+            WrongOwner: `user_id` is not the access token's user.
+        """
+        user_id = _owner(user_id, self._owner)
+        return super().session(session_id, user_id=user_id, session_settings=session_settings)
+
+    async def append(self, key: SessionKey, batch: Batch) -> None:
+        await self._call("agent_session_append", **_named(key), **_named_batch(batch))
+
+    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+        limit = None if limit is None else min(limit, MAX_LIMIT)
+        rows: list[str] = await self._call("agent_session_tail", **_named(key), p_limit=limit)
+        rows.reverse()
+        return rows
+
+    async def pop(self, key: SessionKey) -> str | None:
+        content: str | None = await self._call("agent_session_pop", **_named(key))
+        return content
+
+    async def clear(self, key: SessionKey) -> None:
+        await self._call("agent_session_clear", **_named(key))
+
+    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        expected = None if expected_tail is None else list(expected_tail)
+        arguments = {**_named(key), "p_expected": expected, **_named_batch(batch)}
+        return bool(await self._call("agent_session_replace_tail", **arguments))
+
+    async def find_session(self, key: SessionKey) -> SessionInfo | None:
+        found = await self._call("agent_session_find", **_named(key))
+        return None if found is None else _session_info(found)
+
+    async def list_sessions(
+        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> SessionPage:
+        limit = max(1, min(limit, 500))
+        updated_at, last_user_id, last_session_id = decode_cursor(cursor) if cursor else (None, None, None)
+        page = await self._call(
+            "agent_session_list",
+            p_user_id=user_id,
+            p_limit=limit + 1,  # one more than asked for tells whether there is a next page
+            p_before=None if updated_at is None else updated_at.isoformat(),
+            p_before_user_id=last_user_id,
+            p_before_session_id=last_session_id,
+        )
+        sessions = [_session_info(row) for row in page]
+        return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
+
+    async def update_session(
+        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        # Through JSON, because the library would write out what JSON has no word for (bytes, dates) in its own way.
+        plain = None if metadata is None else json.loads(json.dumps(metadata))
+        return bool(await self._call("agent_session_update", **_named(key), p_title=title, p_metadata=plain))
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        return bool(await self._call("agent_session_delete", **_named(key)))
+
+    async def delete_user(self, user_id: str) -> int:
+        return int(await self._call("agent_session_delete_user", p_user_id=user_id))
+
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        before = older_than.astimezone(UTC).isoformat()
+        return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
+
+    async def ping(self) -> None:
+        await self._opened().check_schema()
+
+    async def close(self) -> None:
+        caller, self._caller = self._caller, None
+        if caller is not None:
+            await caller.close()
+
+    # ── Connections ─────────────────────────────────────────────────────────
+
+    async def _call(self, function: str, /, **arguments: object) -> Any:
+        """The single value that the function returns, in one round trip."""
+        caller = self._caller
+        if caller is None or self._loop is not asyncio.get_running_loop():
+            caller = self._opened()
+        if not caller.schema_fits:
+            await caller.check_schema()
+        return await caller.call(function, arguments)
+
+    def _opened(self) -> Caller:
+        from .supabase_client import Caller  # imported late: supabase takes half a second
+
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._caller is not None and self._loop is not None and not self._loop.is_closed():
+                raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
+            self._loop, self._caller = loop, None
+        if self._caller is None:
+            self._caller = Caller(self.settings, self._token)
+        return self._caller
+
+
+class SupabaseSession(SharedStoreSession):
+    """A session that needs no store of its own: all of a project share their connections per event loop.
+
+    Args:
+        session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
+        url: https://<project>.supabase.co; SUPABASE_URL if left out.
+        key: The secret key, or with an access token the publishable one; SUPABASE_KEY if left out.
+        access_token: The token of the signed-in user whose conversation it is.
+        user_id: Whose conversation it is; with an access token, its user.
+        session_settings: Default limit for reads; an object or a dict.
+        settings: Everything else; from the environment if left out.
+
+    Raises:
+        SettingMissing: No url, key or access token, or no usable one.
+        WrongOwner: `user_id` is not the access token's user.
+        InvalidSessionId: See `SessionKey.check`.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        access_token: str | None = None,
+        user_id: str | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        settings: SupabaseSettings | None = None,
+    ) -> None:
+        given = {"supabase_url": url, "supabase_key": None if key is None else SecretStr(key)}
+        settings = (settings or SupabaseSettings()).model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
+        owner = _owner(user_id or "", None if access_token is None else subject_of(access_token))
+        token = None if access_token is None else SecretStr(access_token)
+        super().__init__(
+            (settings.url, SecretStr(settings.key), token),
+            lambda: SupabaseStore(settings, access_token),
+            SessionKey(owner, session_id),
+            session_settings,
+        )
+
+
+def _owner(user_id: str, signed_in: str | None) -> str:
+    """Whose session is meant: the signed-in user's, if there is one."""
+    if signed_in is None or user_id == signed_in:
+        return user_id
+    if user_id:
+        raise WrongOwner("user_id is not the user of the access token. Leave user_id out.")
+    return signed_in
+
+
+def _named(key: SessionKey) -> dict[str, object]:
+    return {"p_user_id": key.user_id, "p_session_id": key.session_id}
+
+
+def _named_batch(batch: Batch) -> dict[str, object]:
+    return {
+        "p_batch_id": str(batch.id),
+        "p_contents": [row.content for row in batch.rows],
+        "p_roles": [row.role for row in batch.rows],
+        "p_title": batch.title,
+    }
+
+
+def _session_info(row: Mapping[str, Any]) -> SessionInfo:
+    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at")}
+    return SessionInfo(**{**row, **times})
