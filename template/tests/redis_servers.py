@@ -166,7 +166,8 @@ def start(topology: str, folder: Path) -> Iterator[Started]:
             yield Started(f"{server.url}?ssl_ca_certs={folder / 'ca.pem'}", [server])
         else:
             assert topology == "", f"TEST_REDIS_TOPOLOGY={topology} is none of tls, sentinel, cluster"
-            server = stack.enter_context(one(folder))
+            # With a file, so that the doctor is content.
+            server = stack.enter_context(one(folder, "--appendonly", "yes", "--appendfsync", "no"))
             yield Started(server.url, [server])
 
 

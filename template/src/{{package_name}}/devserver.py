@@ -52,7 +52,7 @@ class DevServer:
     """One user's share of a running server.
 
     Attributes:
-        environment: The variables that reach the server, such as `DATABASE_URL`; they contain its passwords.
+        environment: The variables that reach the server; they contain its passwords.
         started: Whether this call started the server; otherwise it shares a running one.
     """
 

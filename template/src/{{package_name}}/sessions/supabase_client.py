@@ -6,10 +6,11 @@ The client is ours alone, and `.auth` is never used on it: an auth event would c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Coroutine, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import httpx
@@ -17,14 +18,20 @@ from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions
 
 from .postgres_connection import check_version
-from .store import StoreRefused
+from .store import SchemaOutdated, StoreRefused
 from .supabase_connection import SupabaseSettings
 from .supabase_errors import Refusal, refuse, translate
+
+T = TypeVar("T")
 
 MAX_IDLE_CONNECTIONS = 10
 """httpx looks at every idle connection at each call: 50 of them double its time."""
 IDLE_SECONDS = 60.0
 """Shorter than what servers and firewalls commonly allow (nginx: 75 s), long enough to span a model call."""
+
+VERSION_FUNCTION = "agent_session_schema_version"
+SCHEMA_PAUSES = (0.1, 0.2, 0.4, 0.8)
+"""Seconds between questions for functions that are not there yet."""
 
 
 @dataclass(eq=False)
@@ -33,9 +40,12 @@ class Project:
 
     client: AsyncClient
     http: httpx.AsyncClient
+    turns: asyncio.Semaphore
+    """As many as there may be connections."""
     schema_fits: bool = False
     """Whether the schema was seen to fit this program; asked once for all users."""
     callers: WeakSet[Caller] = field(default_factory=WeakSet)
+    requests: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @classmethod
     def connect(cls, settings: SupabaseSettings) -> Project:
@@ -59,7 +69,45 @@ class Project:
             postgrest_client_retry=False,
             httpx_client=http,
         )
-        return cls(AsyncClient(settings.url, settings.key, options), http)
+        client = AsyncClient(settings.url, settings.key, options)
+        return cls(client, http, asyncio.Semaphore(settings.supabase_pool_max))
+
+    async def completed(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The outcome of a request, which goes on to its end (or timeout) even if the caller is cancelled.
+
+        httpcore 1.0 loses a connection for ever when a request is cancelled, and at times when one waits for its turn
+        in vain: soon none would be left. So we do neither. https://github.com/encode/httpcore/issues/1093
+
+        Raises:
+            PoolTimeout: Its turn did not come; nothing was sent.
+            Exception: What the request raises.
+        """
+        try:
+            async with asyncio.timeout(self.http.timeout.pool):
+                await self.turns.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout("") from None
+        task = asyncio.create_task(request())
+        self.requests.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.wait({task})
+        if task.cancelled():  # by `close`
+            raise httpx.ReadError("")
+        return task.result()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self.turns.release()
+        self.requests.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, or asyncio complains of it when nobody waits any more
+
+    async def close(self) -> None:
+        """Close all connections; requests on them fail."""
+        for request in self.requests:
+            request.cancel()
+        if self.requests:
+            await asyncio.wait(self.requests)
+        await self.http.aclose()
 
 
 _projects: dict[tuple[asyncio.AbstractEventLoop, Hashable], Project] = {}
@@ -94,7 +142,8 @@ class Caller:
             SessionStoreError: The message says what is wrong and what to do.
         """
         try:
-            return (await self._api.rpc(function, arguments).execute()).data
+            answer = await self._project.completed(self._api.rpc(function, arguments).execute)
+            return answer.data
         except Refusal as error:
             if error.code == "23505" and '"agent_sessions_batch"' in error.message:
                 return True  # an earlier attempt stored this batch; its answer got lost
@@ -113,15 +162,23 @@ class Caller:
         Raises:
             SchemaOutdated: See `check_version`.
         """
-        versions = await self.call("agent_session_schema_version", {})
+        versions = await self._version()
         if not (isinstance(versions, list) and [type(version) for version in versions] == [int, int]):
             raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
         check_version(versions)
         self._project.schema_fits = True
+
+    async def _version(self) -> Any:
+        # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
+        for pause in SCHEMA_PAUSES:
+            with suppress(SchemaOutdated):
+                return await self.call(VERSION_FUNCTION, {})
+            await asyncio.sleep(pause)
+        return await self.call(VERSION_FUNCTION, {})
 
     async def close(self) -> None:
         """Give up this caller's share; the last one closes the connections."""
         self._project.callers.discard(self)
         if not self._project.callers and _projects.get(self._place) is self._project:
             del _projects[self._place]
-            await self._project.http.aclose()
+            await self._project.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import urlsafe_b64decode
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -31,7 +32,7 @@ class SupabaseSettings(StoreSettings):
     supabase_url: str | None = None
     """https://<project>.supabase.co, or http://127.0.0.1:54321 for a local stack."""
     supabase_key: SecretStr | None = None
-    """The secret key on a server (sb_secret_…, or the older service_role); else the publishable one, for signed-in users."""
+    """On a server the secret key (sb_secret_…, or the older service_role); elsewhere the publishable one."""
     supabase_timeout_seconds: float = Field(default=30.0, gt=0)
     """For connecting, for waiting for a free connection, and for an answer."""
     supabase_pool_max: int = Field(default=20, ge=1)
@@ -54,12 +55,10 @@ class SupabaseSettings(StoreSettings):
         try:
             url = urlsplit(self.supabase_url.strip())
             # A name and password would be shown in messages, a query would swallow the path of every call.
-            usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
-            usable = usable and "@" not in url.netloc and not url.query and not url.fragment
-            usable = usable and self.supabase_url.isascii() and self.supabase_url.strip().isprintable()
+            usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
         except ValueError:  # the port is no number
             usable = False
-        if not usable or " " in url.netloc + url.path:
+        if not usable or not re.fullmatch(r"[\w.:\[\]-]+", url.netloc, re.ASCII) or not _fits_in_header(f"/{url.path}"):
             raise SettingMissing(
                 "SUPABASE_URL is no address of a project. Write https://<project>.supabase.co. "
                 "(The address of the database, postgresql://…, goes into SUPABASE_DB_URL.)"

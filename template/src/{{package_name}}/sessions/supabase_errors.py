@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import httpx
 
 from .store import (
@@ -16,6 +18,7 @@ from .store import (
 )
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
 
+CONNECTION_FAILURE = "08006"
 CUT = ("08", "57P0")
 """Begin of the codes after which a statement may have been carried out; after all others it was rolled back."""
 
@@ -43,12 +46,14 @@ async def refuse(response: httpx.Response) -> None:
     answer: object = None
     if is_json:
         await response.aread()
-        try:
+        with suppress(ValueError):
             answer = response.json()
-        except ValueError:
-            pass
     body = answer if isinstance(answer, dict) else {}
-    raise Refusal(response.status_code, str(body.get("code") or ""), str(body.get("message") or ""))
+    code, message = str(body.get("code") or ""), str(body.get("message") or "")
+    if body.get("code") == "" and not message:
+        # So PostgREST passes on that its connection broke before PostgreSQL could say why.
+        code, message = CONNECTION_FAILURE, "the connection to the database broke"
+    raise Refusal(response.status_code, code, message)
 
 
 def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) -> SessionStoreError:
@@ -115,9 +120,7 @@ def _from_database(error: Refusal, server: str) -> SessionStoreError | None:
     return None
 
 
-def _from_login(
-    error: Refusal, server: str, settings: SupabaseSettings, signed_in: bool
-) -> SessionStoreError | None:
+def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_in: bool) -> SessionStoreError | None:
     code, problem = error.code, error.message
     what, source = ("the access token", "") if signed_in else ("SUPABASE_KEY", f" ({WHERE_KEYS_ARE})")
     match code, error.status:

@@ -1,0 +1,161 @@
+"""The Lua scripts: one for each change, so that it happens as a whole and in one round trip.
+
+Items are texts to them and nothing else: cjson would rewrite numbers and lose empty lists. KEYS are items, info and
+batches of a session and, where the server is no cluster, the two indexes. ARGV begins with the time in microseconds, the
+time to live in milliseconds (0: none), and the session's member in the indexes.
+"""
+
+from __future__ import annotations
+
+from .redis_connection import Script
+
+BATCH_MEMORY_SECONDS = 600
+"""How long a batch is recognised when it is sent again. Much longer than any call is repeated."""
+
+_COMMON = f"""
+local items, info, batches = KEYS[1], KEYS[2], KEYS[3]
+local now, ttl, member = ARGV[1], ARGV[2], ARGV[3]
+
+-- False if this batch was stored already. First of all writes: with a full memory it is the one that is refused.
+local function begin(batch)
+  local second = tonumber(redis.call('TIME')[1])
+  if redis.call('ZADD', batches, 'NX', second, batch) == 0 then
+    return false
+  end
+  redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - {BATCH_MEMORY_SECONDS})
+  redis.call('PEXPIRE', batches, {BATCH_MEMORY_SECONDS * 1000})
+  return true
+end
+
+-- In portions: Lua's stack holds about 8000 values.
+local function push(first)
+  for from = first, #ARGV, 1000 do
+    redis.call('RPUSH', items, unpack(ARGV, from, math.min(from + 999, #ARGV)))
+  end
+end
+
+-- The session has been written to: bring its info, time to live and place in the indexes up to date.
+local function written(title)
+  local known = redis.call('HMGET', info, 'created_at', 'updated_at', 'title')
+  if known[2] and tonumber(known[2]) > tonumber(now) then
+    now = known[2]  -- by a client whose clock is ahead of this one's
+  end
+  redis.call('HSET', info, 'item_count', redis.call('LLEN', items), 'updated_at', now)
+  if not known[1] then
+    redis.call('HSET', info, 'created_at', now)
+  end
+  if title and not known[3] then
+    redis.call('HSET', info, 'title', title)
+  end
+  for _, key in ipairs({{items, info}}) do
+    if ttl == '0' then
+      redis.call('PERSIST', key)
+    else
+      redis.call('PEXPIRE', key, ttl)
+    end
+  end
+  for position = 4, #KEYS do
+    redis.call('ZADD', KEYS[position], now, member)
+  end
+end
+
+-- ARGV[position] says whether there is a title, the next one is it.
+local function title_at(position)
+  return ARGV[position] == '1' and ARGV[position + 1]
+end
+"""
+
+# ARGV: …, batch, has title, title, texts. False if the batch was there.
+APPEND = Script.of(f"""{_COMMON}
+if not begin(ARGV[4]) then
+  return 0
+end
+push(7)
+written(title_at(5))
+return 1
+""")
+
+POP = Script.of(f"""{_COMMON}
+local text = redis.call('RPOP', items)
+if text then
+  written()
+end
+return text
+""")
+
+CLEAR = Script.of(f"""{_COMMON}
+redis.call('DEL', items)
+if redis.call('EXISTS', info) == 1 then
+  written()
+end
+return 1
+""")
+
+# ARGV: …, batch, has title, title, number of expected texts (-1: all that are there), expected texts, texts.
+REPLACE_TAIL = Script.of(f"""{_COMMON}
+if redis.call('ZSCORE', batches, ARGV[4]) then
+  return 1
+end
+local count = tonumber(ARGV[7])
+local first = 8 + math.max(count, 0)
+if count > 0 then
+  local tail = redis.call('LRANGE', items, -count, -1)
+  if #tail < count then
+    return 0
+  end
+  for position, text in ipairs(tail) do
+    if text ~= ARGV[7 + position] then
+      return 0
+    end
+  end
+end
+if first > #ARGV and redis.call('EXISTS', info) == 0 then
+  return 1  -- nothing in the place of nothing: no session comes into being
+end
+begin(ARGV[4])
+if count < 0 then
+  redis.call('DEL', items)
+elseif count > 0 then
+  redis.call('LTRIM', items, 0, -count - 1)
+end
+push(first)
+written(title_at(5))
+return 1
+""")
+
+# KEYS: info. ARGV: has title, title, has metadata, metadata. False if there is no such session.
+UPDATE = Script.of("""
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+if ARGV[1] == '1' then
+  redis.call('HSET', KEYS[1], 'title', ARGV[2])
+end
+if ARGV[3] == '1' then
+  redis.call('HSET', KEYS[1], 'metadata', ARGV[4])
+end
+return 1
+""")
+
+# KEYS: items, info, and the indexes if they are on this server. ARGV: delete only if last written before this time in
+# microseconds (0: in any case), member. Returns 1 if the session was deleted, 0 if it was written to since, -1 if there
+# is none; and when it was last written to. What is known of its batches stays: a late repeat must not bring it back.
+DELETE = Script.of("""
+local updated = redis.call('HGET', KEYS[2], 'updated_at')
+if updated and ARGV[1] ~= '0' and tonumber(updated) >= tonumber(ARGV[1]) then
+  return {0, updated}
+end
+redis.call('DEL', KEYS[1], KEYS[2])
+for position = 3, #KEYS do
+  redis.call('ZREM', KEYS[position], ARGV[2])
+end
+return {updated and 1 or -1, updated or ''}
+""")
+
+# KEYS: an index. ARGV: member, score. Takes the member out if nobody wrote to the session since the score was seen.
+UNLIST = Script.of("""
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+end
+return 1
+""")

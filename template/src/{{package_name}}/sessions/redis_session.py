@@ -1,0 +1,235 @@
+"""Sessions in Redis or Valkey: one server, Sentinel or a cluster.
+
+Usage::
+
+    session = RedisSession("chat-1", redis_url="redis://localhost:6379/0")
+    await Runner.run(agent, "Hi", session=session)
+    await session.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from . import redis_index
+from .paging import decode_cursor, encode_cursor
+from .redis_connection import Argument, RedisConnection, RedisSettings, Script
+from .redis_index import Entry
+from .redis_keys import index_of, keys_of, microseconds, session_of
+from .redis_scripts import APPEND, CLEAR, DELETE, POP, REPLACE_TAIL, UPDATE
+from .shared import SharedStoreSession
+from .store import COMMAND, Batch, SchemaOutdated, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+FORMAT = 1
+"""How keys are laid out. A program refuses data of a newer one."""
+
+MAX_LIMIT = 2**62
+"""More than any list holds; a larger number would not fit into Redis' own."""
+CHUNK = 100
+"""How many sessions are deleted at a time."""
+
+
+class RedisStore(SessionStore):
+    """All sessions under one key prefix, over one set of connections, which opens at the first call.
+
+    Times are those of the clients: `updated_at` never goes back, and is as right as their clocks.
+    """
+
+    settings: RedisSettings
+
+    def __init__(self, settings: RedisSettings | None = None) -> None:
+        super().__init__(settings or RedisSettings())
+        self._prefix = self.settings.session_key_prefix
+        self._ttl = round((self.settings.session_ttl or 0) * 1000)
+        self._connection: RedisConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def append(self, key: SessionKey, batch: Batch) -> None:
+        contents = [row.content for row in batch.rows]
+        await self._write(APPEND, key, [batch.id.bytes, *_optional(batch.title), *contents], lists=True)
+
+    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+        first = 0 if limit is None else -min(limit, MAX_LIMIT)
+        rows: list[str] = await self._open().call("LRANGE", keys_of(self._prefix, key).items, first, -1)
+        return rows
+
+    async def pop(self, key: SessionKey) -> str | None:
+        content: str | None = await self._write(POP, key)
+        return content
+
+    async def clear(self, key: SessionKey) -> None:
+        await self._write(CLEAR, key)
+
+    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        contents = [row.content for row in batch.rows]
+        expected: list[Argument] = [-1] if expected_tail is None else [len(expected_tail), *expected_tail]
+        arguments = [batch.id.bytes, *_optional(batch.title), *expected, *contents]
+        return bool(await self._write(REPLACE_TAIL, key, arguments, lists=bool(contents)))
+
+    async def find_session(self, key: SessionKey) -> SessionInfo | None:
+        keys = keys_of(self._prefix, key)
+        return await redis_index.find(self._open(), keys.info, keys.member)
+
+    async def list_sessions(
+        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> SessionPage:
+        limit = max(1, min(limit, 500))
+        before = self._entry(cursor) if cursor else None
+        sessions: list[SessionInfo] = []
+        # One more than asked for tells whether there is a next page.
+        async with aclosing(
+            redis_index.entries(self._open(), index_of(self._prefix, user_id), before, limit + 1)
+        ) as chunks:
+            async for chunk in chunks:
+                sessions += await redis_index.infos(self._open(), self._prefix, chunk)
+                if len(sessions) > limit:
+                    break
+        return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
+
+    async def update_session(
+        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        encoded = None if metadata is None else json.dumps(metadata)
+        arguments = [*_optional(title), *_optional(encoded)]
+        return bool(await self._open().evaluate(UPDATE, [keys_of(self._prefix, key).info], arguments))
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        return await self._delete([Entry(0, keys_of(self._prefix, key).member)]) == 1
+
+    async def delete_user(self, user_id: str) -> int:
+        return await self._delete_listed(index_of(self._prefix, user_id))
+
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        return await self._delete_listed(index_of(self._prefix, None), microseconds(older_than), limit)
+
+    async def ping(self) -> None:
+        connection = self._open()
+        key = f"{self._prefix}:format"
+        # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
+        stored = await connection.call("GET", key) or await connection.call("SET", key, FORMAT, "NX", "GET")
+        if stored is not None and int(stored) > FORMAT:
+            raise SchemaOutdated(
+                f"The sessions under {self._prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
+                f"Deploy the current version of {COMMAND}."
+            )
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    # ── Inside ──────────────────────────────────────────────────────────────
+
+    def _open(self) -> RedisConnection:
+        if self._connection is not None and self._loop is asyncio.get_running_loop():
+            return self._connection
+        loop = asyncio.get_running_loop()
+        if self._connection is not None and self._loop is not None and not self._loop.is_closed():
+            raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
+        self._loop, self._connection = loop, RedisConnection(self.settings)
+        return self._connection
+
+    async def _write(
+        self, script: Script, key: SessionKey, arguments: Sequence[Argument] = (), *, lists: bool = False
+    ) -> Any:
+        """Run a script that writes to a session; `lists`: it may begin the session."""
+        connection = self._open()
+        keys = keys_of(self._prefix, key)
+        now = time.time_ns() // 1000
+        every = (now, self._ttl, keys.member, *arguments)
+        if not connection.clustered:
+            return await connection.evaluate(script, keys[:5], every)
+        # The indexes are on other nodes: written at the same time, so that it takes no longer. Repeating it is harmless.
+        condition = () if lists else ("XX",)
+        result, *_ = await redis_index.together(
+            connection.evaluate(script, keys[:3], every),
+            *(connection.call("ZADD", index, *condition, "GT", now, keys.member) for index in keys[3:5]),
+        )
+        return result
+
+    async def _delete_listed(self, index: str, before: int = 0, limit: int | None = None) -> int:
+        """Delete sessions of an index, the oldest first; `before`: only those last written before, in microseconds."""
+        highest = f"({before}" if before else "+inf"
+        deleted = 0
+        while limit is None or deleted < limit:
+            count = CHUNK if limit is None else min(CHUNK, limit - deleted)
+            reply = await self._open().call(
+                "ZRANGE", index, "-inf", highest, "BYSCORE", "LIMIT", 0, count, "WITHSCORES"
+            )
+            if not reply:
+                break
+            found = [Entry(int(score), member) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+            deleted += await self._delete(found, before)
+        return deleted
+
+    async def _delete(self, found: Sequence[Entry], before: int = 0) -> int:
+        """Delete these sessions; returns how many there were. None of the entries keeps its place in the indexes."""
+        connection = self._open()
+        every = [keys_of(self._prefix, session_of(entry.member)) for entry in found]
+        outcomes = await redis_index.together(
+            *(
+                connection.evaluate(DELETE, [*keys[:2], *keys[3 : 3 if connection.clustered else 5]], [before, keys.member])
+                for keys in every
+            )
+        )
+        if connection.clustered:
+            gone: list[Entry] = []
+            alive: list[Entry] = []
+            for entry, (outcome, updated) in zip(found, outcomes, strict=True):
+                (gone if outcome else alive).append(Entry(int(updated or entry.score), entry.member))
+            await redis_index.unlist(connection, self._prefix, gone)
+            await redis_index.relist(connection, self._prefix, alive)
+        return sum(outcome == 1 for outcome, _ in outcomes)
+
+    def _entry(self, cursor: str) -> Entry:
+        updated_at, user_id, session_id = decode_cursor(cursor)
+        if updated_at.tzinfo is None:
+            raise ValueError("This is no cursor of list_sessions.")
+        return Entry(microseconds(updated_at), keys_of(self._prefix, SessionKey(user_id, session_id)).member)
+
+
+class RedisSession(SharedStoreSession):
+    """A session that needs no store of its own: all with the same address share one per event loop.
+
+    Args:
+        session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
+        redis_url: redis://, rediss://, redis+cluster:// or redis+sentinel://…; REDIS_URL if left out.
+        user_id: Whose conversation it is.
+        session_settings: Default limit for reads; an object or a dict.
+        settings: Everything else; from the environment if left out.
+
+    Raises:
+        SettingMissing: No URL, or no usable one.
+        InvalidSessionId: See `SessionKey.check`.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        redis_url: str | None = None,
+        *,
+        user_id: str = "",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        settings: RedisSettings | None = None,
+    ) -> None:
+        settings = settings or RedisSettings()
+        if redis_url is not None:
+            settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
+        address = (settings.url, settings.session_key_prefix)
+        super().__init__(address, lambda: RedisStore(settings), SessionKey(user_id, session_id), session_settings)
+
+
+def _optional(text: str | None) -> tuple[str, str]:
+    """A text that may be missing, as two arguments of a script."""
+    return ("0", "") if text is None else ("1", text)

@@ -1,0 +1,92 @@
+"""Is this Supabase project set up as the app needs it?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from time import perf_counter
+
+from .checks import Check
+from .postgres_connection import SCHEMA_VERSION
+from .postgres_schema import Migration, status
+from .store import COMMAND, SchemaOutdated, SessionStoreError
+from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
+from .supabase_history import SUPABASE_HISTORY
+
+_KEYS = {
+    "secret": Check("key", "ok", "SUPABASE_KEY is a secret key: for servers only."),
+    "publishable": Check(
+        "key",
+        "warn",
+        "SUPABASE_KEY is a publishable key: only signed-in users can store with it, each call with their access token.",
+        f"Use the secret key on a server ({WHERE_KEYS_ARE}).",
+    ),
+    "unknown": Check(
+        "key",
+        "warn",
+        "SUPABASE_KEY looks like no key of a project: those begin with sb_secret_, sb_publishable_ or eyJ.",
+        f"Copy it again ({WHERE_KEYS_ARE}).",
+    ),
+}
+
+
+async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migration]) -> AsyncGenerator[Check, None]:
+    """All checks of the project. A later one is left out if an earlier one makes it pointless."""
+    from .supabase_client import Caller  # imported late: supabase takes half a second
+
+    try:
+        yield _check_transport(settings)
+        yield _KEYS[settings.rights]
+        caller = Caller(settings, None)
+    except SessionStoreError as error:
+        yield Check("connection", "fail", "There is no usable SUPABASE_URL or SUPABASE_KEY.", str(error))
+        return
+    try:
+        begin = perf_counter()
+        try:
+            await caller.check_schema()
+        except SchemaOutdated as error:
+            yield Check("connection", "ok", f"{settings.where} answers.")
+            yield Check("schema", "fail", "The schema does not fit this program.", str(error))
+            return
+        yield Check("connection", "ok", f"{settings.where} answers in {(perf_counter() - begin) * 1000:.0f} ms.")
+        yield await _check_migrations(settings, migrations)
+        try:
+            exposed: list[str] = await caller.call("agent_session_exposure", {})
+        except SchemaOutdated as error:
+            yield Check("row-level security", "warn", "Whether it is on cannot be told.", str(error))
+        else:
+            yield _check_exposed(exposed)
+    except SessionStoreError as error:
+        yield Check("connection", "fail", "The project does not serve us.", str(error))
+    finally:
+        await caller.close()
+
+
+def _check_transport(settings: SupabaseSettings) -> Check:
+    if settings.url.startswith("https://") or settings.is_local:
+        return Check("address", "ok", f"SUPABASE_URL is {settings.url}.")
+    what = f"SUPABASE_URL is {settings.url}: the key and all conversations can be read on the way."
+    return Check("address", "warn", what, "Use https://, unless this is a private network.")
+
+
+def _check_exposed(exposed: Sequence[str]) -> Check:
+    if not exposed:
+        return Check("row-level security", "ok", "Row-level security is on, and nothing is open to strangers.")
+    todo = "In the SQL editor: alter table … enable row level security; revoke all on … from anon, public."
+    return Check("row-level security", "fail", f"Open to others than the owners: {'; '.join(exposed)}.", todo)
+
+
+async def _check_migrations(settings: SupabaseSettings, migrations: Sequence[Migration]) -> Check:
+    fits = f"The schema fits this program ({SCHEMA_VERSION})"
+    if settings.supabase_db_url is None:
+        return Check("schema", "ok", f"{fits}. (SUPABASE_DB_URL is not set; only `{COMMAND} db upgrade` needs it.)")
+    try:
+        states = await status(settings.database, migrations, SUPABASE_HISTORY)
+    except SessionStoreError as error:
+        return Check("schema", "warn", f"{fits}, but `{COMMAND} db upgrade` would not work.", str(error))
+    # What the folder does not know may well be another app's: a project has one history for all.
+    odd = [f"{state.version} is {state.state}" for state in states if state.state not in ("applied", "unknown")]
+    if odd:
+        what = f"{fits}, but of the migrations {', '.join(odd)}."
+        return Check("schema", "warn", what, f"Look at `{COMMAND} db status`.")
+    return Check("schema", "ok", f"{fits}.")
