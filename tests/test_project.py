@@ -18,7 +18,7 @@ def passed(output: str) -> int:
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped)", output.splitlines()[-1])}
     skipped = re.findall(r"^SKIPPED .*", output, re.MULTILINE)
     if os.environ.get("CI"):
-        assert not [line for line in skipped if "root" not in line], output
+        assert not [line for line in skipped if "root" not in line and "for one server alone" not in line], output
     return counts["passed"]
 
 

@@ -1,4 +1,4 @@
-"""Real servers for the tests: one, one behind TLS, one with users, a primary and a replica with a Sentinel, a cluster.
+"""Real servers for the tests: one, one behind TLS, one with users. redis_groups.py has several that belong together.
 
 They listen on free loopback ports, end with this process even after `kill -9`, and are stopped by their own handles.
 TEST_REDIS_BIN names another server program than the one that is found, for example /usr/bin/redis-server.
@@ -6,6 +6,7 @@ TEST_REDIS_BIN names another server program than the one that is found, for exam
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -14,13 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import redis
+
+from .redis_certificates import make_certificates
 
 PASSWORD = "p/a?s#s@:% word"
 """Every server wants it. Each character in it is one that a URL must have in another form."""
@@ -36,6 +39,8 @@ class Server:
     process: subprocess.Popen[bytes]
     folder: Path
     tls: bool = False
+    user: str = "default"
+    """Whose password is `PASSWORD` and who may do everything."""
 
     @property
     def url(self) -> str:
@@ -43,8 +48,10 @@ class Server:
 
     def client(self) -> redis.Redis:
         """For the test's own commands, outside of an event loop."""
-        tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(self.folder / "ca.pem")} if self.tls else {}
-        return redis.Redis(port=self.port, password=PASSWORD, decode_responses=True, protocol=2, **tls)
+        options: dict[str, Any] = {"decode_responses": True, "protocol": 2}
+        if self.tls:
+            options |= {"ssl": True, "ssl_ca_certs": str(self.folder / "ca.pem")}
+        return redis.Redis("127.0.0.1", self.port, username=self.user, password=PASSWORD, **options)
 
     def settled(self) -> bool:
         """Whether it listens, or has ended."""
@@ -55,6 +62,15 @@ class Server:
         """As when the machine loses power."""
         self.process.kill()
         self.process.wait(10)
+
+
+@dataclass
+class Started:
+    """The servers of a topology, and the address of them all."""
+
+    url: str
+    servers: list[Server]
+    """Those that keep data."""
 
 
 def program(*, tls: bool = False) -> str:
@@ -85,7 +101,7 @@ def _speaks_tls(program: str) -> bool:
 @contextmanager
 def one(folder: Path, *options: str, tls: bool = False, login: tuple[str, ...] | None = None) -> Iterator[Server]:
     """A server that wants `PASSWORD`, or what `login` sets up instead."""
-    with _started(folder, *(("--requirepass", PASSWORD) if login is None else login), *options, tls=tls) as server:
+    with started(folder, *(("--requirepass", PASSWORD) if login is None else login), *options, tls=tls) as server:
         yield server
 
 
@@ -99,131 +115,32 @@ def behind_tls(folder: Path, *options: str) -> Iterator[Server]:
         yield server
 
 
-@dataclass
-class Watched:
-    """A primary, its replica, and the Sentinel that watches them."""
-
-    primary: Server
-    replica: Server
-    sentinel: Server
-
-    @property
-    def url(self) -> str:
-        return f"redis+sentinel://:{QUOTED}@127.0.0.1:{self.sentinel.port}/0?service=main&sentinel_password={QUOTED}"
-
-    def primary_port(self) -> int:
-        """Whom the Sentinel calls the primary now."""
-        with self.sentinel.client() as client:
-            return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1])
-
-
 @contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
-    """A primary and a replica with one Sentinel, which is in a hurry."""
-    at_once = ("--repl-diskless-sync-delay", "0")
-    with ExitStack() as stack:
-        primary = stack.enter_context(one(folder / "primary", "--masterauth", PASSWORD, *at_once))
-        follow = ("--masterauth", PASSWORD, "--replicaof", f"127.0.0.1 {primary.port}", *at_once)
-        replica = stack.enter_context(one(folder / "replica", *follow))
-        until(lambda: client_info(replica)["master_link_status"] == "up", "the replica follows its primary")
-        config = folder / "sentinel.conf"
-        config.write_text(
-            f'requirepass "{PASSWORD}"\n'
-            f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
-            f'sentinel auth-pass main "{PASSWORD}"\n'
-            "sentinel down-after-milliseconds main 300\n"
-            "sentinel failover-timeout main 3000\n"
-        )
-        sentinel = stack.enter_context(_started(folder / "sentinel", program_arguments=(str(config), "--sentinel")))
-        with sentinel.client() as client:
-            client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", "100")
-            seen = lambda: client.execute_command("SENTINEL", "REPLICAS", "main")  # noqa: E731
-            until(seen, "the Sentinel knows the replica")
-        yield Watched(primary, replica, sentinel)
+def with_users(folder: Path) -> Iterator[Server]:
+    """A server with the users of this project's redis/users.acl, and one for the tests."""
+    folder.mkdir(parents=True, exist_ok=True)
+    users = (Path(__file__).parents[1] / "redis/users.acl").read_text()
+    digest = hashlib.sha256(PASSWORD.encode()).hexdigest()  # as the file's own format cannot hold a space
+    (folder / "users.acl").write_text(f"{users}user tests on #{digest} ~* &* +@all\n")
+    with one(folder, login=("--aclfile", str(folder / "users.acl"))) as server:
+        server.user = "tests"
+        yield server
 
 
-@dataclass
-class Started:
-    """The servers of a topology, and the address of them all."""
-
-    url: str
-    servers: list[Server]
-    """Those that keep data."""
-
-
-@contextmanager
-def start(topology: str, folder: Path) -> Iterator[Started]:
-    """What TEST_REDIS_TOPOLOGY names: tls, sentinel, cluster, or nothing for one server."""
-    with ExitStack() as stack:
-        if topology == "cluster":
-            nodes = stack.enter_context(cluster(folder))
-            yield Started(nodes.url, nodes.nodes)
-        elif topology == "sentinel":
-            group = stack.enter_context(watched(folder))
-            yield Started(group.url, [group.primary])
-        elif topology == "tls":
-            server = stack.enter_context(behind_tls(folder))
-            yield Started(f"{server.url}?ssl_ca_certs={folder / 'ca.pem'}", [server])
-        else:
-            assert topology == "", f"TEST_REDIS_TOPOLOGY={topology} is none of tls, sentinel, cluster"
-            # With a file, so that the doctor is content.
-            server = stack.enter_context(one(folder, "--appendonly", "yes", "--appendfsync", "no"))
-            yield Started(server.url, [server])
-
-
-@dataclass
-class Cluster:
-    """Primaries that share all slots."""
-
-    nodes: list[Server]
-
-    @property
-    def url(self) -> str:
-        scheme = "rediss+cluster" if self.nodes[0].tls else "redis+cluster"
-        return f"{scheme}://:{QUOTED}@" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
-
-
-@contextmanager
-def cluster(folder: Path, size: int = 3) -> Iterator[Cluster]:
-    """A cluster without replicas. Takes two seconds: the servers' own pause before a new cluster may be written."""
-    with ExitStack() as stack:
-        nodes = []
-        for number in range(size):
-            options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "2000")
-            nodes.append(stack.enter_context(one(folder / str(number), *options)))
-        for number, node in enumerate(nodes):
-            with node.client() as client:
-                first, last = (16384 * end // size for end in (number, number + 1))
-                client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last - 1)
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-                if number:
-                    bus = _bus_port(nodes[0])
-                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, bus)
-        until(lambda: all(_serves(node, size) for node in nodes), "the cluster serves")
-        yield Cluster(nodes)
-
-
-def _bus_port(node: Server) -> int:
-    with node.client() as client:
-        return int(client.config_get("cluster-port")["cluster-port"])
-
-
-def _serves(node: Server, size: int) -> bool:
-    with node.client() as client:
-        info = client.execute_command("CLUSTER", "INFO")
-        lines = info if isinstance(info, dict) else dict(line.split(":") for line in info.split())
-        return lines["cluster_state"] == "ok" and int(lines["cluster_known_nodes"]) == size
-
-
-def client_info(server: Server) -> dict[str, Any]:
+def info(server: Server) -> dict[str, Any]:
     """What INFO says."""
     with server.client() as client:
-        info: dict[str, Any] = client.info()
-        return info
+        said: dict[str, Any] = client.info()
+        return said
+
+
+def follows(replica: Server) -> bool:
+    """Whether it has what its primary has."""
+    return bool(info(replica)["master_link_status"] == "up")
 
 
 @contextmanager
-def _started(
+def started(
     folder: Path, *options: str, tls: bool = False, program_arguments: tuple[str, ...] = ()
 ) -> Iterator[Server]:
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,39 +186,3 @@ def until(happened: Callable[[], Any], what: str) -> None:
     while not happened():
         assert time.monotonic() < deadline, f"it did not happen that {what}"
         time.sleep(0.005)
-
-
-def make_certificates(folder: Path) -> None:
-    """An authority (ca.pem) and a certificate of it for 127.0.0.1 (server.pem, server.key)."""
-    from datetime import UTC, datetime, timedelta
-    from ipaddress import ip_address
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    def certificate(name: str, signer: Any, issuer: x509.Name | None, *extensions: Any) -> tuple[Any, x509.Certificate]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer or subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=False)
-        return key, builder.sign(signer or key, hashes.SHA256())
-
-    ca_key, ca = certificate("tests", None, None, x509.BasicConstraints(ca=True, path_length=None))
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    key, server = certificate("server", ca_key, ca.subject, names)
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(ca.public_bytes(pem))
-    (folder / "server.pem").write_bytes(server.public_bytes(pem))
-    private = serialization.PrivateFormat.TraditionalOpenSSL
-    (folder / "server.key").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))

@@ -7,7 +7,8 @@ from time import perf_counter
 
 from .checks import Check
 from .redis_connection import RedisConnection, RedisSettings, Script
-from .store import SessionStoreError, StoreUnavailable
+from .redis_session import RedisStore
+from .store import SchemaOutdated, SessionStoreError, StoreUnavailable
 
 OLDEST = (7, 0)
 """The format check is `SET … NX GET` (https://redis.io/docs/latest/commands/set/#history); all else is older."""
@@ -16,13 +17,14 @@ ALL_SLOTS = "16384"
 COMMANDS = (
     "DEL KEY",
     "EXISTS KEY",
+    "GET KEY",
     "HGET KEY x",
-    "HINCRBY KEY x 1",
     "HMGET KEY x",
     "HSET KEY x 1",
     "LLEN KEY",
     "LRANGE KEY 0 1",
     "LTRIM KEY 0 1",
+    "PERSIST KEY",
     "PEXPIRE KEY 1",
     "RPOP KEY",
     "RPUSH KEY x",
@@ -83,8 +85,14 @@ async def check_redis(settings: RedisSettings) -> AsyncGenerator[Check, None]:
             what = "This user may not send INFO, so version, persistence and memory policy of the server are unknown."
             yield Check("server", "warn", what, "Allow it INFO, or look at them yourself.")
         if connection.clustered:
-            yield await _check_slots(connection)
-        yield await _check_rights(connection, settings)
+            slots = await _check_slots(connection)
+            yield slots
+            if slots.state == "fail":
+                return
+        rights = await _check_rights(connection, settings)
+        yield rights
+        if rights.state != "fail":
+            yield await _check_format(settings)
     except SessionStoreError as error:
         yield Check("connection", "fail", "The checks were cut short.", str(error))
     finally:
@@ -196,3 +204,14 @@ async def _check_rights(connection: RedisConnection, settings: RedisSettings) ->
     if extra:
         return Check("rights", "ok", "This user may do all that is needed, and not erase the server.")
     return Check("rights", "ok", "This user may do all that is needed, and erase the whole server as well.")
+
+
+async def _check_format(settings: RedisSettings) -> Check:
+    store = RedisStore(settings)
+    try:
+        await store.ping()
+    except SchemaOutdated as error:
+        return Check("format", "fail", "The stored sessions do not fit this program.", str(error))
+    finally:
+        await store.close()
+    return Check("format", "ok", "The stored sessions fit this program.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 IDLE_SECONDS = 300.0
 """Connections unused for longer are not trusted: firewalls drop them in silence."""
+CLOSE_SECONDS = 2.0
 
 
 class NotSent(Exception):
@@ -72,7 +74,7 @@ class RedisPool:
             raise
         self._free.release()
         if self._closed:
-            await connection.disconnect(nowait=True)
+            await _close(connection)
         else:
             self._idle.append((connection, monotonic()))
         return replies
@@ -85,7 +87,8 @@ class RedisPool:
     async def close(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
         self._closed = True
-        await self.forget_idle()
+        while self._idle:
+            await _close(self._idle.pop()[0])
 
     async def _acquire(self) -> AbstractConnection:
         if self._free.locked():
@@ -112,6 +115,13 @@ class RedisPool:
         except BaseException:
             self._free.release()
             raise
+
+
+async def _close(connection: AbstractConnection) -> None:
+    """Take leave of the server, which takes a moment with TLS."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await connection.disconnect()
 
 
 async def _reply(connection: AbstractConnection) -> Any:

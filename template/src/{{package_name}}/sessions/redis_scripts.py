@@ -1,8 +1,8 @@
 """The Lua scripts: one for each change, so that it happens as a whole and in one round trip.
 
 Items are texts to them and nothing else: cjson would rewrite numbers and lose empty lists. KEYS are items, info and
-batches of a session and, where the server is no cluster, the two indexes. ARGV begins with the time in microseconds, the
-time to live in milliseconds (0: none), and the session's member in the indexes.
+batches of a session and, where the server is no cluster, the two indexes. ARGV begins with the time in microseconds,
+the time to live in milliseconds (0: none), and the session's member in the indexes.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class RedisStore(SessionStore):
         every = (now, self._ttl, keys.member, *arguments)
         if not connection.clustered:
             return await connection.evaluate(script, keys[:5], every)
-        # The indexes are on other nodes: written at the same time, so that it takes no longer. Repeating it is harmless.
+        # The indexes are on other nodes: written at the same time, so that it takes no longer. It may be repeated.
         condition = () if lists else ("XX",)
         result, *_ = await redis_index.together(
             connection.evaluate(script, keys[:3], every),
@@ -177,11 +177,9 @@ class RedisStore(SessionStore):
         """Delete these sessions; returns how many there were. None of the entries keeps its place in the indexes."""
         connection = self._open()
         every = [keys_of(self._prefix, session_of(entry.member)) for entry in found]
+        indexes = slice(3, 3 if connection.clustered else 5)
         outcomes = await redis_index.together(
-            *(
-                connection.evaluate(DELETE, [*keys[:2], *keys[3 : 3 if connection.clustered else 5]], [before, keys.member])
-                for keys in every
-            )
+            *(connection.evaluate(DELETE, [*keys[:2], *keys[indexes]], [before, keys.member]) for keys in every)
         )
         if connection.clustered:
             gone: list[Entry] = []

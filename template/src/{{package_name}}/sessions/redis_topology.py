@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -29,6 +29,7 @@ from redis.exceptions import (
 )
 
 from .redis_address import RedisAddress
+from .redis_opener import Opener
 from .redis_pool import NotSent, RedisPool
 
 Key = str | bytes | int | None
@@ -55,6 +56,7 @@ class Server:
 
     def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
         self._address = address
+        self._opener = Opener(address)
         self._pool = RedisPool(self._connect, size, timeout)
         self._primary: tuple[str, int] | None = address.hosts[0] if address.hosts else None
         self._sentinel: Sentinel | None = None
@@ -93,14 +95,14 @@ class Server:
             if primary != self._primary:
                 self._primary = primary
                 await self._pool.forget_idle()
-        return await _connect(self._address, self._primary)
+        return await self._opener.open(self._primary)
 
 
 class Cluster:
     """The primaries of a cluster, each with the slots of keys that it has."""
 
     def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
-        self._address = address
+        self._opener = Opener(address)
         self._size = size
         self._timeout = timeout
         options = {name: value for name, value in address.options.items() if name != "db"}
@@ -195,7 +197,7 @@ class Cluster:
 
     def _pool(self, host: str, port: int) -> RedisPool:
         if (pool := self._pools.get((host, port))) is None:
-            pool = RedisPool(lambda: _connect(self._address, (host, port)), self._size, self._timeout)
+            pool = RedisPool(lambda: self._opener.open((host, port)), self._size, self._timeout)
             self._pools[host, port] = pool
         return pool
 
@@ -212,32 +214,6 @@ def _finding(timeout: float) -> dict[str, Any]:
         "socket_connect_timeout": timeout / 3,
         "driver_info": None,
     }
-
-
-async def _connect(address: RedisAddress, server: tuple[str, int] | None) -> AbstractConnection:
-    # RESP2 is what every server and proxy speaks. No CLIENT SETINFO: users confined by an ACL may not send it.
-    # No timeouts: `RedisPool` has one for a whole exchange, which costs less than two for its halves.
-    options: dict[str, Any] = {
-        **address.options,
-        "protocol": 2,
-        "decode_responses": True,
-        "encoding_errors": "replace",
-        "driver_info": None,
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-    }
-    connection: AbstractConnection
-    if server is None:
-        connection = UnixDomainSocketConnection(**options)
-    else:
-        kind = SSLConnection if address.tls else Connection
-        connection = kind(host=server[0], port=server[1], **options)
-    try:
-        await connection.connect()  # type: ignore[no-untyped-call]
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    return connection
 
 
 def _lost(error: BaseException) -> bool:

@@ -254,7 +254,11 @@ class SessionStore(ABC):
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Self:
-        await self.ping()
+        try:
+            await self.ping()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
