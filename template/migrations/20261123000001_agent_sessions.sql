@@ -8,8 +8,8 @@ declare
   v_columns text;
 begin
   if to_regclass('public.agent_session_info') is not null then
-    raise exception 'table public.agent_session_info is already there, but agent_session_migrations does not know this migration'
-      using hint = 'If another tool applied it, record it: insert into agent_session_migrations (version, name) values (20261123000001, ''agent_sessions'').';
+    raise exception 'table public.agent_session_info is already there, but the history of migrations does not know it'
+      using hint = 'If another tool applied this migration, record version 20261123000001 in the history as well.';
   end if;
   if to_regclass('public.agent_sessions') is null then
     return;

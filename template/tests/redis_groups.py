@@ -10,8 +10,23 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
-from .redis_servers import PASSWORD, QUOTED, Server, Started, behind_tls, follows, free_port, one, started, until, with_users
+import redis
+
+from .redis_servers import (
+    PASSWORD,
+    QUOTED,
+    Server,
+    Started,
+    behind_tls,
+    follows,
+    free_port,
+    one,
+    started,
+    until,
+    with_users,
+)
 
 
 @dataclass
@@ -52,9 +67,13 @@ def watched(folder: Path) -> Iterator[Watched]:
         sentinel = stack.enter_context(started(folder / "sentinel", program_arguments=(str(config), "--sentinel")))
         with sentinel.client() as client:
             client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", "100")
-            seen = lambda: client.execute_command("SENTINEL", "REPLICAS", "main")  # noqa: E731
-            until(seen, "the Sentinel knows the replica")
+            until(partial(_can_be_promoted, client), "the Sentinel has looked at the replica")
         yield Watched(primary, replica, sentinel)
+
+
+def _can_be_promoted(sentinel: redis.Redis) -> bool:
+    replicas = cast(list[list[str]], sentinel.execute_command("SENTINEL", "REPLICAS", "main"))
+    return ["master-link-status", "ok"] in [replica[at : at + 2] for replica in replicas for at in range(len(replica))]
 
 
 @contextmanager
@@ -118,11 +137,11 @@ def cluster(folder: Path, size: int = 3, *, replicas: int = 0) -> Iterator[Clust
         yield Cluster(nodes[:size], nodes[size:])
 
 
-def node_of_cluster(folder: Path, *options: str) -> AbstractContextManager[Server]:
+def node_of_cluster(folder: Path, *options: str, tls: bool = False) -> AbstractContextManager[Server]:
     """A server that can be part of a cluster."""
     bus = str(free_port())  # chosen, because the one it would choose may be beyond the last port
     fast = ("--cluster-port", bus, "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0")
-    return one(folder, "--cluster-enabled", "yes", *fast, "--masterauth", PASSWORD, *options)
+    return one(folder, "--cluster-enabled", "yes", *fast, "--masterauth", PASSWORD, *options, tls=tls)
 
 
 def node_id(node: Server) -> str:

@@ -108,11 +108,16 @@ def one(folder: Path, *options: str, tls: bool = False, login: tuple[str, ...] |
 @contextmanager
 def behind_tls(folder: Path, *options: str) -> Iterator[Server]:
     """A server with a certificate of an authority that is in `folder`/ca.pem."""
+    with one(folder, *tls_options(folder), *options, tls=True) as server:
+        yield server
+
+
+def tls_options(folder: Path) -> tuple[str, ...]:
+    """Options of a server with a certificate that is made in `folder`, with that of its authority in ca.pem."""
     folder.mkdir(parents=True, exist_ok=True)
     make_certificates(folder)
-    files = ("--tls-cert-file", str(folder / "server.pem"), "--tls-key-file", str(folder / "server.key"))
-    with one(folder, *files, "--tls-auth-clients", "no", *options, tls=True) as server:
-        yield server
+    authority = ("--tls-ca-cert-file", str(folder / "ca.pem"), "--tls-auth-clients", "no")
+    return ("--tls-cert-file", str(folder / "server.pem"), "--tls-key-file", str(folder / "server.key"), *authority)
 
 
 @contextmanager

@@ -148,13 +148,21 @@ class Engine(ABC):
                 break
         raise self.failed(name, reason)
 
-    def run(self, name: str, command: Command, *, options: Sequence[str] = (), cwd: str | Path = "/") -> str:
+    def run(
+        self,
+        name: str,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        cwd: str | Path = "/",
+    ) -> str:
         """Run a program that ends by itself; returns what it says.
 
         Raises:
             DevServerError: It fails; with its reason.
         """
-        process = self.spawn(name, command, subprocess.PIPE, options=options, cwd=cwd)
+        process = self.spawn(name, command, subprocess.PIPE, env=env, options=options, cwd=cwd)
         output = process.communicate()[0].decode(errors="replace")
         if process.returncode:
             raise self.failure(f"{command[0]} failed", output)

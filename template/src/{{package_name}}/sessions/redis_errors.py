@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
 """All that redis-py raises. A timeout is an OSError."""
 
+HINT = "Is the server up, and REDIS_URL right (rediss:// if it has TLS, and only then)?"
+
 
 def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> SessionStoreError:
     """A driver's error as ours. Codes: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
@@ -62,17 +64,12 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
         case TimeoutError():
             if sent:
                 return StoreUnavailable(f"{server} did not answer within {seconds}.", maybe_applied=True)
-            return StoreUnavailable(
-                f"Cannot reach {server} within {seconds}. Is it up, and REDIS_URL right (rediss:// only if it has TLS)?"
-            )
+            return StoreUnavailable(f"Cannot reach {server} within {seconds}. {HINT}")
     if "max number of clients" in str(error):
         return StoreUnavailable(f"{server} has no connection left. Lower REDIS_POOL_MAX or raise maxclients.")
     if sent:
-        return StoreUnavailable(
-            f"The connection to {server} was lost ({type(error).__name__}). "
-            "Is the server up, and does REDIS_URL say rediss:// if it wants TLS?",
-            maybe_applied=True,
-        )
+        lost = f"The connection to {server} was lost ({type(error).__name__}). {HINT}"
+        return StoreUnavailable(lost, maybe_applied=True)
     match error.__context__:
         case ssl.SSLCertVerificationError(verify_message=why):
             return StoreRefused(
@@ -81,7 +78,7 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
             )
         case ssl.SSLError(reason=why):
             return StoreRefused(f"{server}: no TLS connection ({why}). Write redis:// in REDIS_URL if it has no TLS.")
-    return StoreUnavailable(f"Cannot reach {server}: {str(error).rstrip('.')}. Is the server up, and REDIS_URL right?")
+    return StoreUnavailable(f"Cannot reach {server}: {str(error).rstrip('.')}. {HINT}")
 
 
 def _refusal(error: RedisError, server: str) -> SessionStoreError:

@@ -14,8 +14,8 @@ SUPABASE_HISTORY = History(
     """,
     # The CLI splits a file into statements, so only what we recorded ourselves can be compared with the file.
     seen="""
-        SELECT version::bigint, coalesce(name, '') AS name,
-               CASE WHEN cardinality(statements) = 1 THEN encode(sha256(convert_to(statements[1], 'UTF8')), 'hex') END AS sha256
+        SELECT version::bigint, coalesce(name, '') AS name, CASE WHEN cardinality(statements) = 1
+               THEN encode(sha256(convert_to(statements[1], 'UTF8')), 'hex') END AS sha256
         FROM supabase_migrations.schema_migrations
     """,
     record="""
