@@ -359,7 +359,8 @@ $$;
 comment on function public.agent_session_prune is 'Removes up to p_limit sessions last written before p_older_than, with their items; returns how many.';
 
 create function public.agent_session_schema_version() returns bigint[]
-language sql immutable set search_path = '' as $$
+language sql stable set search_path = '' as $$
+  -- Not immutable: then a plan made for one role would hold the answer for the next, allowed or not.
   select array[20261123000001, 20261123000001]::bigint[]
 $$;
 comment on function public.agent_session_schema_version is

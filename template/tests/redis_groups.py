@@ -10,9 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
-
-import redis
+from typing import Any
 
 from .redis_servers import (
     PASSWORD,
@@ -66,13 +64,14 @@ def watched(folder: Path) -> Iterator[Watched]:
         )
         sentinel = stack.enter_context(started(folder / "sentinel", program_arguments=(str(config), "--sentinel")))
         with sentinel.client() as client:
-            client.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", "100")
+            periods = ("INFO-PERIOD", "100", "PUBLISH-PERIOD", "100", "PING-PERIOD", "100")
+            client.execute_command("SENTINEL", "DEBUG", *periods)
             until(partial(_can_be_promoted, client), "the Sentinel has looked at the replica")
         yield Watched(primary, replica, sentinel)
 
 
-def _can_be_promoted(sentinel: redis.Redis) -> bool:
-    replicas = cast(list[list[str]], sentinel.execute_command("SENTINEL", "REPLICAS", "main"))
+def _can_be_promoted(sentinel: Any) -> bool:
+    replicas = sentinel.execute_command("SENTINEL", "REPLICAS", "main")
     return ["master-link-status", "ok"] in [replica[at : at + 2] for replica in replicas for at in range(len(replica))]
 
 

@@ -132,7 +132,7 @@ def _check_topology(infos: Mapping[str, Info], clustered: bool) -> Check:
     if info.get("cluster_enabled") == "1" and not clustered:
         what = f"{name} is a node of a cluster, and REDIS_URL does not say so."
         return Check("topology", "fail", what, "Write redis+cluster:// in REDIS_URL.")
-    if info.get("redis_mode") == "sentinel":
+    if "sentinel_masters" in info:
         what = f"{name} is a Sentinel, which keeps no data."
         return Check("topology", "fail", what, "Write redis+sentinel:// in REDIS_URL, and ?service=mymaster behind it.")
     if info.get("role") == "slave":

@@ -113,6 +113,8 @@ def _refusal(error: RedisError, server: str) -> SessionStoreError:
             return StoreRefused(f"{server}: another app uses keys of this one. Set SESSION_KEY_PREFIX to another word.")
         case "DENIED":
             return StoreRefused(f"{server} only serves its own machine (protected mode). Give it a password.")
+    if "ACL failure in script" in problem or "executing the script can't" in problem:
+        return _refusal(NoPermissionError(problem), server)
     if "'SENTINEL'" in problem:
         return SettingMissing(f"{server}: no Sentinel answers, but an ordinary server. Write redis:// in REDIS_URL.")
     if "DB index" in problem:

@@ -7,7 +7,6 @@ import re
 from base64 import urlsafe_b64decode
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
-from uuid import UUID
 
 from pydantic import Field, SecretStr
 
@@ -125,10 +124,7 @@ def subject_of(access_token: str) -> str:
             "access_token is no token of a signed-in user. Pass what Supabase Auth calls `session.access_token`; "
             "leave it out (None) only where the secret key may act for everybody."
         )
-    try:
-        return str(UUID(subject))  # the database compares with its own spelling
-    except ValueError:
-        return subject
+    return subject
 
 
 def claims_of(token: str) -> dict[Any, Any]:

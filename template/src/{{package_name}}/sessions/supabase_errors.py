@@ -131,7 +131,7 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
             return StoreRefused(f"{server}: {what} has expired. {todo}{source}, and make a new session with it.")
         case ("PGRST300" | "PGRST301" | "PGRST302" | "PGRST303", _):
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of this project?{source}")
-        case ("22023" | "22P02", _) if signed_in:
+        case ("22023", _) if signed_in:  # the role that it names does not exist
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of a signed-in user?")
         case ("42501", _) if "row-level security" in problem:
             return WrongOwner(

@@ -130,7 +130,7 @@ class SupabaseStore(SessionStore):
         return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
 
     async def ping(self) -> None:
-        await self._opened().check_schema()
+        await self._open(check=True)
 
     async def close(self) -> None:
         caller, self._caller = self._caller, None
@@ -142,13 +142,12 @@ class SupabaseStore(SessionStore):
     async def _call(self, function: str, /, **arguments: object) -> Any:
         """The single value that the function returns, in one round trip."""
         caller = self._caller
-        if caller is None or self._loop is not asyncio.get_running_loop():
-            caller = self._opened()
-        if not caller.schema_fits:
-            await caller.check_schema()
+        if caller is None or not caller.schema_fits or self._loop is not asyncio.get_running_loop():
+            caller = await self._open()
         return await caller.call(function, arguments)
 
-    def _opened(self) -> Caller:
+    async def _open(self, *, check: bool = False) -> Caller:
+        """The caller of this event loop, with a schema that fits: asked for once, or now if `check`."""
         from .supabase_client import Caller  # imported late: supabase takes half a second
 
         loop = asyncio.get_running_loop()
@@ -156,9 +155,16 @@ class SupabaseStore(SessionStore):
             if self._caller is not None and self._loop is not None and not self._loop.is_closed():
                 raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
             self._loop, self._caller = loop, None
-        if self._caller is None:
-            self._caller = Caller(self.settings, self._token)
-        return self._caller
+        was_open = self._caller is not None
+        caller = self._caller = self._caller or Caller(self.settings, self._token)
+        if check or not caller.schema_fits:
+            try:
+                await caller.check_schema()
+            except BaseException:
+                if not was_open:  # nobody is going to close what did not open
+                    await self.close()
+                raise
+        return caller
 
 
 class SupabaseSession(SharedStoreSession):
