@@ -155,15 +155,9 @@ class SupabaseStore(SessionStore):
             if self._caller is not None and self._loop is not None and not self._loop.is_closed():
                 raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
             self._loop, self._caller = loop, None
-        was_open = self._caller is not None
         caller = self._caller = self._caller or Caller(self.settings, self._token)
         if check or not caller.schema_fits:
-            try:
-                await caller.check_schema()
-            except BaseException:
-                if not was_open:  # nobody is going to close what did not open
-                    await self.close()
-                raise
+            await caller.check_schema()
         return caller
 
 
