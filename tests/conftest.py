@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,30 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_working_tree(tmp_path_factory.mktemp("template"))
     commit_all(folder, "The working tree", tag="v1.0.0")
     return folder
+
+
+_SERVER = """if True:
+    import json, sys
+    from pathlib import Path
+    from my_agent import devserver
+    with devserver.start(Path(sys.argv[1]), durable=False) as server:
+        print(json.dumps(server.environment), flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def embedded_server(project: Project, folder: Path) -> Iterator[dict[str, str]]:
+    """The development server of an installed project; the variables that reach it."""
+    command = [str(project.path / ".venv/bin/python"), "-c", _SERVER, str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=clean_environment(), stdin=pipe, stdout=pipe, text=True) as server:
+        assert server.stdin
+        assert server.stdout
+        try:
+            yield json.loads(server.stdout.readline())
+        finally:
+            server.stdin.close()
 
 
 Render = Callable[..., Project]

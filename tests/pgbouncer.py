@@ -12,36 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .conftest import Project, clean_environment
+from .conftest import Project, embedded_server
 
 POOL_SIZE = 2
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-
-_SERVER = """if True:
-    import sys
-    from pathlib import Path
-    from my_agent import devserver
-    with devserver.start(Path(sys.argv[1]), durable=False) as server:
-        print(server.environment["DATABASE_URL"], flush=True)
-        sys.stdin.read()
-"""
 
 
 @contextmanager
 def running(project: Project, folder: Path) -> Iterator[str]:
     """The address of PgBouncer, whose every database is the one of that name at the embedded server of `project`."""
     assert PROGRAM
-    command = [str(project.path / ".venv/bin/python"), "-c", _SERVER, str(folder / "dev")]
-    with subprocess.Popen(
-        command, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdin
-        assert server.stdout
-        try:
-            with _pgbouncer(urlsplit(server.stdout.readline().strip()).netloc, folder) as port:
-                yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        finally:
-            server.stdin.close()
+    with (
+        embedded_server(project, folder / "dev") as environment,
+        _pgbouncer(urlsplit(environment["DATABASE_URL"]).netloc, folder) as port,
+    ):
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
 
 @contextmanager

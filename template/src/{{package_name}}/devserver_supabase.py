@@ -79,6 +79,7 @@ class SupabaseEngine(PostgresEngine):
             "SUPABASE_PUBLISHABLE_KEY": publishable,
             "SUPABASE_DB_URL": database,
             "SUPABASE_JWT_SECRET": jwt_secret,
+            "POSTGREST_URL": f"http://127.0.0.1:{api.port}",
         }
 
 
