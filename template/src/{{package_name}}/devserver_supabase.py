@@ -45,7 +45,7 @@ class SupabaseEngine(PostgresEngine):
         database = super().start()["DATABASE_URL"]
         password, jwt_secret = self.secret("authenticator"), self.secret("jwt_secret")
         roles = {"DATABASE_URL": database, "AUTHENTICATOR_PASSWORD": password}
-        self.run("roles", [self.python, "-I", GATEWAY, "roles"], env=roles)
+        self.run("gateway", [self.python, "-I", GATEWAY, "roles"], env=roles)
         settings = {
             "PGRST_DB_URI": database.replace(f"postgres:{self.secret('password')}@", f"authenticator:{password}@"),
             "PGRST_DB_SCHEMAS": "public",
