@@ -31,6 +31,16 @@ def test_the_demo_remembers_across_processes(tmp_path: Path) -> None:
     assert status.stdout == "", "the demo left files that git would commit"
 
 
+@pytest.mark.xdist_group("demo")
+@pytest.mark.parametrize(("backend", "name"), [("redis", "Redis"), ("supabase", "Supabase")])
+def test_the_demo_remembers_on_every_backend(backend: str, name: str, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    commit_all(copy_working_tree(clone), "The working tree")
+    output = Project(clone).run("make", "demo", f"BACKEND={backend}")
+    assert "\nYour name is Ada.\n" in output
+    assert output.endswith(f"it read it from {name}.\n")
+
+
 def comparable(line: str) -> str:
     """A line without what differs from run to run: where the clone is, and what time it is."""
     return re.sub(r"(in ).*(/build)|\d{4}-\d\d-\d\d \d\d:\d\d", r"\1\2", line)

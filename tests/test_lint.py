@@ -46,8 +46,9 @@ def test_hadolint_accepts_the_dockerfile(render: Render, variant: str) -> None:
     render(**VARIANTS[variant]).run("hadolint", "Dockerfile")
 
 
-def test_a_new_project_passes_its_pre_commit_hooks(installed: Install) -> None:
-    project = installed("defaults")
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_a_new_project_passes_its_pre_commit_hooks(installed: Install, backend: str) -> None:
+    project = installed(backend)
     project.run("uv", "run", "pre-commit", "validate-config")
     hooks, ruff = yaml.safe_load(project.read(".pre-commit-config.yaml"))["repos"]
     commit_all(project.path, "Start")

@@ -86,9 +86,15 @@ def test_the_contract_holds_on_the_postgresql_of_debian(installed: Install) -> N
     assert passed(project.run("uv", "run", "pytest", "-q", *tests, DEV_POSTGRES_BIN=str(folders[0].parent))) > 100
 
 
-def test_what_is_deployed_holds_the_migrations_and_no_development_server(installed: Install, tmp_path: Path) -> None:
+VARIABLES = {"postgres": "DATABASE_URL", "redis": "REDIS_URL", "supabase": "SUPABASE_URL"}
+
+
+@pytest.mark.parametrize("backend", VARIABLES)
+def test_what_is_deployed_holds_the_migrations_and_no_development_server(
+    installed: Install, tmp_path: Path, backend: str
+) -> None:
     """What the Dockerfile does, step by step, with the files that `.dockerignore` lets through."""
-    project = installed("postgres")
+    project = installed(backend)
     context = Project(tmp_path / "src")
     context.path.mkdir()
     environment = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "app")}
@@ -102,8 +108,10 @@ def test_what_is_deployed_holds_the_migrations_and_no_development_server(install
             context.run(*words.split(), "--quiet", **environment)
     command = str(tmp_path / "app/bin/my-agent")
     python = str(tmp_path / "app/bin/python")
-    program = "from my_agent import backend, devserver; print(len(backend.migrations()), devserver.available())"
+    program = "from my_agent import backend, devserver; print(devserver.available())"
+    if backend != "redis":
+        program += "; print(len(backend.migrations()))"
     deployed = Project(tmp_path)
-    assert deployed.run(python, "-c", program).split() == ["1", "False"]
-    with pytest.raises(pytest.fail.Exception, match=r"exited 1 in [^\n]*\nError: DATABASE_URL is not set"):
+    assert deployed.run(python, "-c", program).split() == ["False", *(["1"] if backend != "redis" else [])]
+    with pytest.raises(pytest.fail.Exception, match=rf"exited 1 in [^\n]*\nError: {VARIABLES[backend]} is not set"):
         deployed.run(command, "sessions", "list")

@@ -13,13 +13,21 @@ import yaml
 
 from .conftest import ROOT, VARIANTS, Install, Project, Render
 
-TRACES = {"redis": r"redis(?!tribut)|valkey", "postgres": r"postgres|asyncpg", "supabase": r"supabase|postgrest"}
+TRACES = {
+    "redis": r"redis(?!tribut)|valkey",
+    "postgres": r"postgres|asyncpg|database_url|pgbouncer",
+    "supabase": r"supabase|postgrest",
+}
 """What gives a backend away; none may be found in a project of another."""
 
-TREE = """
+OF_POSTGRES_ALONE = r"postgres_?(session|store|pool|checks|fixtures)|\bapp:local-only"
+"""The same for a project of Supabase, which is PostgreSQL underneath."""
+
+COMMON = """
 .copier-answers.yml
 .dockerignore
 .env.example
+.github/workflows/ci.yml
 .gitignore
 .pre-commit-config.yaml
 AGENTS.md
@@ -29,91 +37,141 @@ LICENSE
 README.md
 docker-compose.yml
 pyproject.toml
-.github/
-  workflows/
-    ci.yml
-migrations/
-  20261123000001_agent_sessions.sql
-src/
-  my_agent/
-    __init__.py
-    __main__.py
-    agent.py
-    app.py
-    chat.py
-    cli.py
-    cli_common.py
-    cli_db.py
-    cli_sessions.py
-    cli_transfer.py
-    conversation.py
-    devserver.py
-    devserver_keeper.py
-    doctor.py
-    files.py
-    history.py
-    model.py
-    offline.py
-    settings.py
-    terminal.py
-    transcript.py
-    transfer.py
-    transfer_file.py
-    sessions/
-      __init__.py
-      checks.py
-      codec.py
-      compaction.py
-      paging.py
-      postgres_checks.py
-      postgres_connection.py
-      postgres_pool.py
-      postgres_schema.py
-      postgres_session.py
-      retry.py
-      session.py
-      shared.py
-      store.py
-tests/
-  __init__.py
-  command.py
-  conftest.py
-  helpers.py
-  postgres_fixtures.py
-  relay.py
-  sample_agent.py
-  slow_agent.py
-  test_agent.py
-  test_agent_runs.py
-  test_cli.py
-  test_cli_chat.py
-  test_contract.py
-  test_devserver.py
-  test_doctor.py
-  test_history.py
-  test_model.py
-  test_offline.py
-  test_openai_server.py
-  test_postgres_cli.py
-  test_postgres_schema.py
-  test_postgres_store.py
-  test_sdk_compaction.py
-  test_transfer.py
+src/my_agent/__init__.py
+src/my_agent/__main__.py
+src/my_agent/agent.py
+src/my_agent/app.py
+src/my_agent/backend.py
+src/my_agent/chat.py
+src/my_agent/cli.py
+src/my_agent/cli_common.py
+src/my_agent/cli_sessions.py
+src/my_agent/cli_transfer.py
+src/my_agent/conversation.py
+src/my_agent/devserver.py
+src/my_agent/devserver_backend.py
+src/my_agent/devserver_engine.py
+src/my_agent/devserver_keeper.py
+src/my_agent/devserver_tools.py
+src/my_agent/doctor.py
+src/my_agent/files.py
+src/my_agent/history.py
+src/my_agent/model.py
+src/my_agent/offline.py
+src/my_agent/sessions/__init__.py
+src/my_agent/sessions/checks.py
+src/my_agent/sessions/codec.py
+src/my_agent/sessions/compaction.py
+src/my_agent/sessions/paging.py
+src/my_agent/sessions/retry.py
+src/my_agent/sessions/session.py
+src/my_agent/sessions/shared.py
+src/my_agent/sessions/store.py
+src/my_agent/settings.py
+src/my_agent/terminal.py
+src/my_agent/transcript.py
+src/my_agent/transfer.py
+src/my_agent/transfer_file.py
+tests/__init__.py
+tests/command.py
+tests/conftest.py
+tests/devserver_fixtures.py
+tests/helpers.py
+tests/relay.py
+tests/sample_agent.py
+tests/slow_agent.py
+tests/test_agent.py
+tests/test_agent_runs.py
+tests/test_cli.py
+tests/test_cli_chat.py
+tests/test_contract.py
+tests/test_devserver.py
+tests/test_doctor.py
+tests/test_history.py
+tests/test_model.py
+tests/test_offline.py
+tests/test_openai_server.py
+tests/test_sdk_compaction.py
+tests/test_transfer.py
 """
 
+OF_ITS_OWN = {
+    "postgres": """
+migrations/20261123000001_agent_sessions.sql
+src/my_agent/cli_db.py
+src/my_agent/devserver_postgres.py
+src/my_agent/sessions/postgres_checks.py
+src/my_agent/sessions/postgres_connection.py
+src/my_agent/sessions/postgres_pool.py
+src/my_agent/sessions/postgres_schema.py
+src/my_agent/sessions/postgres_session.py
+tests/postgres_fixtures.py
+tests/test_postgres_checks.py
+tests/test_postgres_cli.py
+tests/test_postgres_devserver.py
+tests/test_postgres_schema.py
+tests/test_postgres_store.py
+""",
+    "redis": """
+redis/users.acl
+src/my_agent/devserver_redis.py
+src/my_agent/sessions/redis_address.py
+src/my_agent/sessions/redis_checks.py
+src/my_agent/sessions/redis_connection.py
+src/my_agent/sessions/redis_errors.py
+src/my_agent/sessions/redis_index.py
+src/my_agent/sessions/redis_keys.py
+src/my_agent/sessions/redis_opener.py
+src/my_agent/sessions/redis_pool.py
+src/my_agent/sessions/redis_scripts.py
+src/my_agent/sessions/redis_session.py
+src/my_agent/sessions/redis_topology.py
+tests/redis_certificates.py
+tests/redis_fixtures.py
+tests/redis_groups.py
+tests/redis_servers.py
+tests/test_redis_acl.py
+tests/test_redis_address.py
+tests/test_redis_checks.py
+tests/test_redis_cluster.py
+tests/test_redis_connection.py
+tests/test_redis_devserver.py
+tests/test_redis_errors.py
+tests/test_redis_sentinel.py
+tests/test_redis_store.py
+tests/test_redis_topologies.py
+""",
+    "supabase": """
+src/my_agent/cli_db.py
+src/my_agent/devserver_gateway.py
+src/my_agent/devserver_postgres.py
+src/my_agent/devserver_roles.sql
+src/my_agent/devserver_supabase.py
+src/my_agent/sessions/postgres_connection.py
+src/my_agent/sessions/postgres_schema.py
+src/my_agent/sessions/supabase_checks.py
+src/my_agent/sessions/supabase_client.py
+src/my_agent/sessions/supabase_connection.py
+src/my_agent/sessions/supabase_errors.py
+src/my_agent/sessions/supabase_history.py
+src/my_agent/sessions/supabase_session.py
+supabase/config.toml
+supabase/local/gateway.conf.template
+supabase/local/roles.sh
+supabase/migrations/20261123000001_agent_sessions.sql
+tests/supabase_fixtures.py
+tests/test_supabase_checks.py
+tests/test_supabase_errors.py
+tests/test_supabase_migrations.py
+tests/test_supabase_security.py
+tests/test_supabase_store.py
+""",
+}
 
-def test_the_default_answers_give_exactly_these_files(render: Render) -> None:
-    assert drawn(render().path) == TREE.strip().splitlines()
 
-
-def drawn(folder: Path) -> list[str]:
-    """A folder as an indented tree; files come before folders."""
-    lines = []
-    for entry in sorted(folder.iterdir(), key=lambda entry: (entry.is_dir(), entry.name)):
-        lines.append(entry.name + "/" * entry.is_dir())
-        if entry.is_dir():
-            lines += ["  " + line for line in drawn(entry)]
-    return lines
+@pytest.mark.parametrize("backend", OF_ITS_OWN)
+def test_the_answers_give_exactly_these_files(render: Render, backend: str) -> None:
+    assert render(backend=backend).files() == sorted((COMMON + OF_ITS_OWN[backend]).split())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -130,9 +188,8 @@ def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
     backend = yaml.safe_load(project.read(".copier-answers.yml"))["backend"]
     for name in project.files():
         for other in TRACES.keys() - {backend}:
-            # A remark on a pooler that Supabase offers is about PostgreSQL.
-            text = project.read(name).replace("Supavisor", "")
-            found = re.search(TRACES[other], f"{name}\n{text}", re.IGNORECASE)
+            pattern = OF_POSTGRES_ALONE if (backend, other) == ("supabase", "postgres") else TRACES[other]
+            found = re.search(pattern, f"{name}\n{project.read(name)}", re.IGNORECASE)
             assert not found, f"{name} speaks of {other}: {found}"
 
 
@@ -193,10 +250,11 @@ def test_the_reason_is_what_the_terminal_shows_last(template: Path, tmp_path: Pa
     assert not (tmp_path / "project").exists()
 
 
-def test_no_package_can_be_called_like_a_keyword_or_a_dependency(render: Render) -> None:
-    described = tomllib.loads(render().read("pyproject.toml"))
+@pytest.mark.parametrize("backend", OF_ITS_OWN)
+def test_no_package_can_be_called_like_a_keyword_or_a_dependency(render: Render, backend: str) -> None:
+    described = tomllib.loads(render(backend=backend).read("pyproject.toml"))
     needed = described["project"]["dependencies"] + described["dependency-groups"]["dev"]
-    names = {re.split(r"[<>=; ]", requirement)[0].replace("-", "_") for requirement in needed}
+    names = {re.split(r"[<>=;\[ ]", requirement)[0].replace("-", "_") for requirement in needed}
     names |= {word for word in [*keyword.kwlist, *keyword.softkwlist] if word[0].isalpha() and word.islower()}
     validator = yaml.safe_load((ROOT / "copier.yml").read_text())["package_name"]["validator"]
     assert names - set(validator.split()) == set()
@@ -222,8 +280,17 @@ def test_copier_needs_no_trust() -> None:
     assert not {"_tasks", "_migrations", "_jinja_extensions", "_external_data"} & settings.keys()
 
 
-def test_the_example_file_has_every_variable_and_its_default(installed: Install) -> None:
-    project = installed("defaults")
+# Unset means an embedded server; the example is the one of docker-compose.yml.
+ADDRESSES = {
+    "postgres": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:{POSTGRES_PORT}/app"},
+    "redis": {"REDIS_URL": "redis://:{REDIS_PASSWORD}@localhost:{REDIS_PORT}/0", "SESSION_TTL": "2592000"},
+    "supabase": {"SUPABASE_URL": "http://localhost:{SUPABASE_PORT}"},
+}
+
+
+@pytest.mark.parametrize("backend", ADDRESSES)
+def test_the_example_file_has_every_variable_and_its_default(installed: Install, backend: str) -> None:
+    project = installed(backend)
     program = """if True:
         import json
         from my_agent.settings import Settings
@@ -232,8 +299,6 @@ def test_the_example_file_has_every_variable_and_its_default(installed: Install)
     settings = json.loads(project.run(".venv/bin/python", "-c", program))
     defaults = {name: "" if default is None else str(default).removesuffix(".0") for name, default in settings.items()}
     compose = dict(re.findall(r"\$\{(\w+):-(.*?)\}", project.read("docker-compose.yml")))
-    example = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", project.read(".env.example"), re.MULTILINE))
-    # Unset means an embedded server; the example is the one of docker-compose.yml.
-    assert example.pop("DATABASE_URL") == f"postgresql://app:{compose['POSTGRES_PASSWORD']}@localhost:5432/app"
-    del defaults["DATABASE_URL"]
-    assert example == defaults | compose
+    examples = {name: value.format(**compose) for name, value in ADDRESSES[backend].items()}
+    written = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", project.read(".env.example"), re.MULTILINE))
+    assert written == defaults | compose | examples
