@@ -2,7 +2,6 @@
 # Needs python3 (>= 3.11) and git. Everything else goes into .venv.
 
 PYTHON ?= python3
-BACKEND ?= postgres
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A virtual environment that happens to be active is not ours to use.
@@ -15,7 +14,7 @@ help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/ready  ## render a project and talk to its agent in two processes (BACKEND=postgres|redis|supabase)
-	@$(BIN)/python scripts/demo.py --backend $(BACKEND)
+	@$(BIN)/python scripts/demo.py --backend $(or $(BACKEND),postgres)
 
 test: lint  ## run all tests: the template, and every rendered project's own on a real server
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -29,8 +28,8 @@ format: .venv/ready  ## format this repository
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (about two minutes; best on a quiet machine)
-	@$(BIN)/python scripts/bench.py
+bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (some minutes; best on a quiet machine; BACKEND=… for one)
+	@$(BIN)/python scripts/bench.py $(BACKEND)
 
 clean:  ## remove what the verbs made
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

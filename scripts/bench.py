@@ -1,18 +1,26 @@
-"""Renders a project and runs `bench/` in its environment, with the SDK's own session beside it."""
+"""Renders a project for each backend and runs `bench/` in its environment, with the SDK's own session beside it."""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
 from project import BUILD, ROOT, fresh_project, tool_environment
 
+EXTRAS = {"postgres": ("--with", "sqlalchemy[asyncio]"), "redis": (), "supabase": ()}
+"""What the SDK's session needs besides the project's own dependencies."""
+
 
 def main() -> None:
-    folder = fresh_project(BUILD / "bench", backend="postgres")
-    command = ["uv", "run", "--quiet", "--with", "sqlalchemy[asyncio]", "python", str(ROOT / "bench" / "run.py")]
-    environment = {**tool_environment(), "PYTHONPATH": str(folder)}
-    sys.exit(subprocess.run(command, cwd=folder, env=environment, check=False).returncode)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backends", nargs="*", default=list(EXTRAS))
+    for backend in parser.parse_args().backends:
+        folder = fresh_project(BUILD / "bench" / backend, backend=backend)
+        command = ["uv", "run", "--quiet", *EXTRAS[backend], "python", str(ROOT / "bench" / "run.py"), backend]
+        environment = {**tool_environment(), "PYTHONPATH": str(folder)}
+        if code := subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
+            sys.exit(code)
 
 
 if __name__ == "__main__":

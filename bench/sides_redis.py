@@ -1,0 +1,80 @@
+"""The three sides of the Redis benchmark: ours, the SDK's RedisSession, and redis-py's bare connections (the floor)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agents.extensions.memory import RedisSession as SdkSession
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from redis.asyncio.connection import Connection, parse_url
+
+from my_agent.sessions import RedisSettings, open_store
+from side import Items, Side
+
+NAME = "Redis (Valkey)"
+ADDRESS = "REDIS_URL"
+MODES = {"file written every second": True}
+
+# As in sides_postgres.py. The SDK's pop is one bare RPOP, so there is no goal for it.
+GOALS = {
+    "append 2": (3.8, 5, 5, 1.7),
+    "read 20": (1.2, 1.4, 1.4, 1.4),
+    "pop": (0, 0, 0, 99),
+    "turn": (2.8, 3.3, 3.3, 1.7),
+}
+
+
+class Floor:
+    """The same bytes through bare connections: one plain command, encoded before, not decoded after.
+
+    No repeated-batch check, no hash of the session, no index, no script. Nothing that keeps a promise can be faster.
+    """
+
+    def __init__(self, idle: list[Connection], session_id: str) -> None:
+        self._idle, self._key = idle, f"floor:{session_id}"
+        self._encoded: dict[int, list[str]] = {}
+
+    async def add_items(self, items: Items) -> object:
+        encoded = self._encoded.get(id(items)) or self._encoded.setdefault(id(items), [json.dumps(i) for i in items])
+        return await self._send("RPUSH", self._key, *encoded)
+
+    async def get_items(self, limit: int) -> object:
+        return await self._send("LRANGE", self._key, -limit, -1)
+
+    async def pop_item(self) -> object:
+        return await self._send("RPOP", self._key)
+
+    async def _send(self, *command: Any) -> object:
+        connection = self._idle.pop()
+        try:
+            await connection.send_command(*command)
+            return await connection.read_response()
+        finally:
+            self._idle.append(connection)
+
+
+@asynccontextmanager
+async def sides(environment: Mapping[str, str], clients: int) -> AsyncIterator[dict[str, list[Side]]]:
+    """For each side, one session per client, over as many connections as there are clients."""
+    url = environment[ADDRESS]
+    settings = RedisSettings(redis_url=SecretStr(url), redis_pool_max=clients)
+    connections = [Connection(**parse_url(url), decode_responses=True) for _ in range(clients)]
+    for connection in connections:
+        await connection.connect()
+    idle = list(connections)
+    client = Redis.from_url(url, max_connections=clients)
+    names = [f"bench-{clients}-{n}" for n in range(clients)]
+    async with open_store(settings) as store:
+        yield {
+            "ours": [store.session(name) for name in names],
+            "sdk": [SdkSession(name, redis_client=client) for name in names],
+            "floor": [Floor(idle, name) for name in names],
+        }
+        await client.flushall()
+    await client.aclose()
+    for connection in connections:
+        await connection.disconnect()

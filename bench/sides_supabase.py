@@ -1,0 +1,68 @@
+"""The two sides of the Supabase benchmark: ours, and the bare HTTP call as the floor. The SDK has no session for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import httpx
+from pydantic import SecretStr
+
+from my_agent import backend
+from my_agent.sessions import SupabaseSettings, open_store
+from my_agent.settings import Settings
+from side import Items, Side
+
+NAME = "Supabase (PostgREST 12 behind the development gateway)"
+ADDRESS = "SUPABASE_URL"
+MODES = {"fsync on": True}
+
+# As in sides_postgres.py: any operation at most 1.2 times the bare call.
+GOALS = {name: (0, 0, 0, 1.2) for name in ("append 2", "read 20", "pop", "turn")}
+
+
+class Floor:
+    """The same functions called with the same bodies by the HTTP client that ours uses; results are not decoded."""
+
+    def __init__(self, client: httpx.AsyncClient, session_id: str) -> None:
+        self._client = client
+        self._key = {"p_user_id": "floor", "p_session_id": session_id}
+        self._encoded: dict[int, list[str]] = {}
+
+    async def add_items(self, items: Items) -> object:
+        encoded = self._encoded.get(id(items)) or self._encoded.setdefault(id(items), [json.dumps(i) for i in items])
+        roles = ["user"] * len(items)
+        batch = {"p_batch_id": str(uuid4()), "p_contents": encoded, "p_roles": roles, "p_title": None}
+        return await self._call("agent_session_append", batch)
+
+    async def get_items(self, limit: int) -> object:
+        return await self._call("agent_session_tail", {"p_limit": limit})
+
+    async def pop_item(self) -> object:
+        return await self._call("agent_session_pop", {})
+
+    async def _call(self, function: str, arguments: Mapping[str, object]) -> object:
+        answer = await self._client.post(f"/rest/v1/rpc/{function}", json={**self._key, **arguments})
+        answer.raise_for_status()
+        return answer.content
+
+
+@asynccontextmanager
+async def sides(environment: Mapping[str, str], clients: int) -> AsyncIterator[dict[str, list[Side]]]:
+    """For each side, one session per client, over as many connections as there are clients."""
+    await backend.upgrade(Settings().with_environment(environment))
+    url, key = environment["SUPABASE_URL"], environment["SUPABASE_KEY"]
+    settings = SupabaseSettings(supabase_url=url, supabase_key=SecretStr(key), supabase_pool_max=clients)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    headers = {"apikey": key, "Authorization": f"Bearer {key}"}
+    names = [f"bench-{clients}-{n}" for n in range(clients)]
+    async with (
+        httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30, trust_env=False) as client,
+        open_store(settings) as store,
+    ):
+        yield {
+            "ours": [store.session(name) for name in names],
+            "floor": [Floor(client, name) for name in names],
+        }
