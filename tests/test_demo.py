@@ -38,7 +38,7 @@ def test_the_demo_remembers_on_every_backend(backend: str, name: str, tmp_path: 
     commit_all(copy_working_tree(clone), "The working tree")
     output = Project(clone).run("make", "demo", f"BACKEND={backend}")
     assert "\nYour name is Ada.\n" in output
-    assert output.endswith(f"it read it from {name}.\n")
+    assert f"it read it from {name}.\n" in output
 
 
 def comparable(line: str) -> str:
