@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -84,6 +85,14 @@ def test_the_contract_holds_on_the_postgresql_of_debian(installed: Install) -> N
     tests = ("tests/test_contract.py", "tests/test_postgres_store.py", "tests/test_postgres_schema.py")
     project = installed("postgres")
     assert passed(project.run("uv", "run", "pytest", "-q", *tests, DEV_POSTGRES_BIN=str(folders[0].parent))) > 100
+
+
+def test_the_contract_holds_on_the_redis_of_debian(installed: Install) -> None:
+    program = shutil.which("redis-server")
+    if program is None:
+        reason = "no redis-server of the system here: apt-get install redis-server"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    assert passed(installed("redis").run(*CONTRACT, "tests/test_redis_store.py", TEST_REDIS_BIN=program)) > 100
 
 
 VARIABLES = {"postgres": "DATABASE_URL", "redis": "REDIS_URL", "supabase": "SUPABASE_URL"}

@@ -161,6 +161,7 @@ supabase/local/roles.sh
 supabase/migrations/20261123000001_agent_sessions.sql
 tests/supabase_fixtures.py
 tests/test_supabase_checks.py
+tests/test_supabase_devserver.py
 tests/test_supabase_errors.py
 tests/test_supabase_migrations.py
 tests/test_supabase_security.py
