@@ -14,6 +14,7 @@ class Relay:
     def __init__(self, host: str, port: int) -> None:
         self._target = host, port
         self._open: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None] | None] = set()
         self.round_trips = 0
         self.requests_to_lose = 0
         self.answers_to_lose = 0
@@ -29,6 +30,7 @@ class Relay:
             server.close()
             for writer in list(self._open):
                 writer.transport.abort()
+            await asyncio.gather(*filter(None, self._serving), return_exceptions=True)
             await server.wait_closed()
 
     def url(self, url: str) -> str:
@@ -38,6 +40,7 @@ class Relay:
         return urlunsplit(parts._replace(netloc=f"{login}127.0.0.1:{self.port}"))
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.current_task())
         from_server, to_server = await asyncio.open_connection(*self._target)
         self._open |= {to_client, to_server}
         waiting = False

@@ -11,47 +11,60 @@ from .redis_connection import Script
 
 BATCH_MEMORY_SECONDS = 600
 """How long a batch is recognised when it is sent again. Much longer than any call is repeated."""
+TIDY_SECONDS = 60
+"""How often the batches that are older are forgotten, if there are any."""
 
 _COMMON = f"""
 local items, info, batches = KEYS[1], KEYS[2], KEYS[3]
 local now, ttl, member = ARGV[1], ARGV[2], ARGV[3]
 
+local second
+
 -- False if this batch was stored already. First of all writes: with a full memory it is the one that is refused.
 local function begin(batch)
-  local second = tonumber(redis.call('TIME')[1])
-  if redis.call('ZADD', batches, 'NX', second, batch) == 0 then
-    return false
-  end
-  redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - {BATCH_MEMORY_SECONDS})
-  redis.call('PEXPIRE', batches, {BATCH_MEMORY_SECONDS * 1000})
-  return true
+  second = tonumber(redis.call('TIME')[1])
+  return redis.call('ZADD', batches, 'NX', second, batch) == 1
 end
 
--- In portions: Lua's stack holds about 8000 values.
+-- In portions: Lua's stack holds about 8000 values. Returns how many items there are now, if it stored any.
 local function push(first)
+  local count
   for from = first, #ARGV, 1000 do
-    redis.call('RPUSH', items, unpack(ARGV, from, math.min(from + 999, #ARGV)))
+    count = redis.call('RPUSH', items, unpack(ARGV, from, math.min(from + 999, #ARGV)))
   end
+  return count
 end
 
 -- The session has been written to: bring its info, time to live and place in the indexes up to date.
-local function written(title)
-  local known = redis.call('HMGET', info, 'created_at', 'updated_at', 'title')
+local function written(count, title)
+  local known = redis.call('HMGET', info, 'created_at', 'updated_at', 'title', 'ttl', 'tidied')
   if known[2] and tonumber(known[2]) > tonumber(now) then
     now = known[2]  -- by a client whose clock is ahead of this one's
   end
-  redis.call('HSET', info, 'item_count', redis.call('LLEN', items), 'updated_at', now)
+  local fields = {{'item_count', count or redis.call('LLEN', items), 'updated_at', now}}
+  local function set(name, value)
+    fields[#fields + 1], fields[#fields + 2] = name, value
+  end
   if not known[1] then
-    redis.call('HSET', info, 'created_at', now)
+    set('created_at', now)
   end
   if title and not known[3] then
-    redis.call('HSET', info, 'title', title)
+    set('title', title)
   end
+  if (known[4] or '0') ~= ttl then
+    set('ttl', ttl)
+  end
+  if second and second - (known[5] or 0) >= {TIDY_SECONDS} then
+    set('tidied', second)
+    redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - {BATCH_MEMORY_SECONDS})
+    redis.call('PEXPIRE', batches, {(BATCH_MEMORY_SECONDS + TIDY_SECONDS) * 1000})
+  end
+  redis.call('HSET', info, unpack(fields))
   for _, key in ipairs({{items, info}}) do
-    if ttl == '0' then
-      redis.call('PERSIST', key)
-    else
+    if ttl ~= '0' then
       redis.call('PEXPIRE', key, ttl)
+    elseif (known[4] or '0') ~= '0' then
+      redis.call('PERSIST', key)
     end
   end
   for position = 4, #KEYS do
@@ -70,8 +83,7 @@ APPEND = Script.of(f"""{_COMMON}
 if not begin(ARGV[4]) then
   return 0
 end
-push(7)
-written(title_at(5))
+written(push(7), title_at(5))
 return 1
 """)
 
@@ -118,8 +130,7 @@ if count < 0 then
 elseif count > 0 then
   redis.call('LTRIM', items, 0, -count - 1)
 end
-push(first)
-written(title_at(5))
+written(push(first), title_at(5))
 return 1
 """)
 
