@@ -92,6 +92,7 @@ def test_the_contract_holds_on_the_redis_of_debian(installed: Install) -> None:
     if program is None:
         reason = "no redis-server of the system here: apt-get install redis-server"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    assert program
     assert passed(installed("redis").run(*CONTRACT, "tests/test_redis_store.py", TEST_REDIS_BIN=program)) > 100
 
 
