@@ -12,9 +12,11 @@ SUPABASE_HISTORY = History(
           version text PRIMARY KEY, statements text[], name text
         );
     """,
-    # The CLI splits a file into statements, so only what we recorded ourselves can be compared with the file.
-    seen="""
-        SELECT version::bigint, coalesce(name, '') AS name, CASE WHEN cardinality(statements) = 1
+    # The CLI splits a file into statements and trims them, so only what we recorded ourselves can be compared with the
+    # file: the whole of it, with the line break at its end.
+    seen=r"""
+        SELECT version::bigint, coalesce(name, '') AS name,
+               CASE WHEN cardinality(statements) = 1 AND statements[1] ~ '\n$'
                THEN encode(sha256(convert_to(statements[1], 'UTF8')), 'hex') END AS sha256
         FROM supabase_migrations.schema_migrations
     """,
