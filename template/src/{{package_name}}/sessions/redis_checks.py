@@ -192,7 +192,7 @@ async def _check_slots(connection: RedisConnection) -> Check:
 
 
 async def _check_rights(connection: RedisConnection, settings: RedisSettings) -> Check:
-    key = f"{settings.session_key_prefix}:{{doctor}}:items"
+    key = settings.session_key_prefix + ":{doctor}:items"
     todo = "Grant the rights of redis/users.acl."
     try:
         missing = await connection.evaluate(_MISSING_RIGHTS, [key], COMMANDS)

@@ -38,7 +38,7 @@ def keys_of(prefix: str, key: SessionKey) -> SessionKeys:
     """The keys of a session. Different sessions never share one, whatever their ids hold."""
     user = key.user_id.translate(_ESCAPES)
     member = f"{user}/{key.session_id.translate(_ESCAPES)}"
-    tag = f"{prefix}:{{{member}}}"
+    tag = prefix + ":{" + member + "}"
     return SessionKeys(
         f"{tag}:items", f"{tag}:info", f"{tag}:batches", f"{prefix}:sessions", f"{prefix}:sessions:{user}", member
     )

@@ -14,7 +14,9 @@ BATCH_MEMORY_SECONDS = 600
 TIDY_SECONDS = 60
 """How often the batches that are older are forgotten, if there are any."""
 
-_COMMON = f"""
+_CONSTANTS = f"local BATCH_MEMORY, TIDY = {BATCH_MEMORY_SECONDS}, {TIDY_SECONDS}"
+
+_COMMON = """
 local items, info, batches = KEYS[1], KEYS[2], KEYS[3]
 local now, ttl, member = ARGV[1], ARGV[2], ARGV[3]
 
@@ -41,7 +43,7 @@ local function written(count, title)
   if known[2] and tonumber(known[2]) > tonumber(now) then
     now = known[2]  -- by a client whose clock is ahead of this one's
   end
-  local fields = {{'item_count', count or redis.call('LLEN', items), 'updated_at', now}}
+  local fields = {'item_count', count or redis.call('LLEN', items), 'updated_at', now}
   local function set(name, value)
     fields[#fields + 1], fields[#fields + 2] = name, value
   end
@@ -54,13 +56,13 @@ local function written(count, title)
   if (known[4] or '0') ~= ttl then
     set('ttl', ttl)
   end
-  if second and second - (known[5] or 0) >= {TIDY_SECONDS} then
+  if second and second - (known[5] or 0) >= TIDY then
     set('tidied', second)
-    redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - {BATCH_MEMORY_SECONDS})
-    redis.call('PEXPIRE', batches, {(BATCH_MEMORY_SECONDS + TIDY_SECONDS) * 1000})
+    redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - BATCH_MEMORY)
+    redis.call('PEXPIRE', batches, (BATCH_MEMORY + TIDY) * 1000)
   end
   redis.call('HSET', info, unpack(fields))
-  for _, key in ipairs({{items, info}}) do
+  for _, key in ipairs({items, info}) do
     if ttl ~= '0' then
       redis.call('PEXPIRE', key, ttl)
     elseif (known[4] or '0') ~= '0' then
@@ -79,7 +81,7 @@ end
 """
 
 # ARGV: …, batch, has title, title, texts. False if the batch was there.
-APPEND = Script.of(f"""{_COMMON}
+APPEND = Script.of(f"""{_CONSTANTS}{_COMMON}
 if not begin(ARGV[4]) then
   return 0
 end
@@ -87,7 +89,7 @@ written(push(7), title_at(5))
 return 1
 """)
 
-POP = Script.of(f"""{_COMMON}
+POP = Script.of(f"""{_CONSTANTS}{_COMMON}
 local text = redis.call('RPOP', items)
 if text then
   written()
@@ -95,7 +97,7 @@ end
 return text
 """)
 
-CLEAR = Script.of(f"""{_COMMON}
+CLEAR = Script.of(f"""{_CONSTANTS}{_COMMON}
 redis.call('DEL', items)
 if redis.call('EXISTS', info) == 1 then
   written()
@@ -104,7 +106,7 @@ return 1
 """)
 
 # ARGV: …, batch, has title, title, number of expected texts (-1: all that are there), expected texts, texts.
-REPLACE_TAIL = Script.of(f"""{_COMMON}
+REPLACE_TAIL = Script.of(f"""{_CONSTANTS}{_COMMON}
 if redis.call('ZSCORE', batches, ARGV[4]) then
   return 1
 end
