@@ -144,6 +144,12 @@ def follows(replica: Server) -> bool:
     return bool(info(replica)["master_link_status"] == "up")
 
 
+def has_replicated(primary: Server) -> bool:
+    """Whether its replica has acknowledged all that it has. (WAIT would only ask for what the asking client wrote.)"""
+    said = info(primary)
+    return bool(said["slave0"]["offset"] >= said["master_repl_offset"])
+
+
 @contextmanager
 def started(
     folder: Path, *options: str, tls: bool = False, program_arguments: tuple[str, ...] = ()
