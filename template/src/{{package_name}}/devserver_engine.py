@@ -155,14 +155,13 @@ class Engine(ABC):
         *,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
-        cwd: str | Path = "/",
     ) -> str:
         """Run a program that ends by itself; returns what it says.
 
         Raises:
             DevServerError: It fails; with its reason.
         """
-        process = self.spawn(name, command, subprocess.PIPE, env=env, options=options, cwd=cwd)
+        process = self.spawn(name, command, subprocess.PIPE, env=env, options=options)
         output = process.communicate()[0].decode(errors="replace")
         if process.returncode:
             raise self.failure(f"{command[0]} failed", output)

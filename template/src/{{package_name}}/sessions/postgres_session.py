@@ -29,7 +29,7 @@ from .postgres_connection import (
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError, StoreUnavailable
+from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -46,7 +46,6 @@ class PostgresStore(SessionStore):
     def __init__(self, settings: PostgresSettings | None = None) -> None:
         super().__init__(settings or PostgresSettings())
         self._pool: ConnectionPool | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
@@ -137,11 +136,8 @@ class PostgresStore(SessionStore):
             raise ours from error
 
     async def _open(self) -> ConnectionPool:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._pool is not None and self._loop is not None and not self._loop.is_closed():
-                raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
-            self._loop, self._pool, self._opening = loop, None, asyncio.Lock()
+        if self._moved_to_this_loop(self._pool is not None):
+            self._pool, self._opening = None, asyncio.Lock()
         async with self._opening:
             if self._pool is None:
                 pool = ConnectionPool(

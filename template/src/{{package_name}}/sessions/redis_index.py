@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .redis_connection import RedisConnection
 from .redis_keys import index_of, keys_of, session_of, time_of
@@ -25,6 +25,11 @@ class Entry(NamedTuple):
     score: int
     member: str
 
+    @classmethod
+    def all_of(cls, reply: Sequence[str]) -> list[Self]:
+        """What ZRANGE … WITHSCORES answers."""
+        return [cls(int(score), member) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+
 
 async def entries(
     connection: RedisConnection, index: str, before: Entry | None, count: int
@@ -38,7 +43,7 @@ async def entries(
             reply = await connection.call(
                 "ZRANGE", index, highest, "-inf", "BYSCORE", "REV", "LIMIT", 0, asked, "WITHSCORES"
             )
-            found = [Entry(int(score), member) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+            found = Entry.all_of(reply)
             fresh = [entry for entry in found if before is None or entry < before]
             if len(fresh) >= count or len(found) < asked:
                 break
@@ -56,9 +61,9 @@ async def infos(connection: RedisConnection, prefix: str, found: Sequence[Entry]
         return []
     keys = [keys_of(prefix, session_of(entry.member)) for entry in found]
     replies = await connection.call_all([("HMGET", key.info, *_FIELDS) for key in keys])
-    await unlist(connection, prefix, [entry for entry, reply in zip(found, replies, strict=True) if reply[2] is None])
-    known = [(entry, reply) for entry, reply in zip(found, replies, strict=True) if reply[2] is not None]
-    return [session_info(entry.member, [*reply[:4], str(entry.score)]) for entry, reply in known]
+    both = list(zip(found, replies, strict=True))
+    await unlist(connection, prefix, [entry for entry, reply in both if reply[2] is None])
+    return [session_info(entry.member, [*reply[:4], str(entry.score)]) for entry, reply in both if reply[2] is not None]
 
 
 async def find(connection: RedisConnection, info_key: str, member: str) -> SessionInfo | None:

@@ -9,7 +9,6 @@ Usage::
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from .redis_index import Entry
 from .redis_keys import index_of, keys_of, microseconds, session_of
 from .redis_scripts import APPEND, CLEAR, DELETE, POP, REPLACE_TAIL, UPDATE
 from .shared import SharedStoreSession
-from .store import COMMAND, Batch, SchemaOutdated, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError
+from .store import COMMAND, Batch, SchemaOutdated, SessionInfo, SessionKey, SessionPage, SessionStore
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -53,7 +52,6 @@ class RedisStore(SessionStore):
         self._prefix = self.settings.session_key_prefix
         self._ttl = round((self.settings.session_ttl or 0) * 1000)
         self._connection: RedisConnection | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
@@ -114,15 +112,7 @@ class RedisStore(SessionStore):
         return await self._delete_listed(index_of(self._prefix, None), microseconds(older_than), limit)
 
     async def ping(self) -> None:
-        connection = self._open()
-        key = f"{self._prefix}:format"
-        # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
-        stored = await connection.call("GET", key) or await connection.call("SET", key, FORMAT, "NX", "GET")
-        if stored is not None and int(stored) > FORMAT:
-            raise SchemaOutdated(
-                f"The sessions under {self._prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
-                f"Deploy the current version of {COMMAND}."
-            )
+        await check_format(self._open(), self._prefix)
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -132,12 +122,8 @@ class RedisStore(SessionStore):
     # ── Inside ──────────────────────────────────────────────────────────────
 
     def _open(self) -> RedisConnection:
-        if self._connection is not None and self._loop is asyncio.get_running_loop():
-            return self._connection
-        loop = asyncio.get_running_loop()
-        if self._connection is not None and self._loop is not None and not self._loop.is_closed():
-            raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
-        self._loop, self._connection = loop, RedisConnection(self.settings)
+        if self._moved_to_this_loop(self._connection is not None) or self._connection is None:
+            self._connection = RedisConnection(self.settings)
         return self._connection
 
     async def _write(
@@ -169,8 +155,7 @@ class RedisStore(SessionStore):
             )
             if not reply:
                 break
-            found = [Entry(int(score), member) for member, score in zip(reply[::2], reply[1::2], strict=True)]
-            deleted += await self._delete(found, before)
+            deleted += await self._delete(Entry.all_of(reply), before)
         return deleted
 
     async def _delete(self, found: Sequence[Entry], before: int = 0) -> int:
@@ -195,6 +180,22 @@ class RedisStore(SessionStore):
         if updated_at.tzinfo is None:
             raise ValueError("This is no cursor of list_sessions.")
         return Entry(microseconds(updated_at), keys_of(self._prefix, SessionKey(user_id, session_id)).member)
+
+
+async def check_format(connection: RedisConnection, prefix: str) -> None:
+    """Compare the format of what is stored with this program; what has none yet gets ours.
+
+    Raises:
+        SchemaOutdated: It is newer.
+    """
+    key = f"{prefix}:format"
+    # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
+    stored = await connection.call("GET", key) or await connection.call("SET", key, FORMAT, "NX", "GET")
+    if stored is not None and int(stored) > FORMAT:
+        raise SchemaOutdated(
+            f"The sessions under {prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
+            f"Deploy the current version of {COMMAND}."
+        )
 
 
 class RedisSession(SharedStoreSession):

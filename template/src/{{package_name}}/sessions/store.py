@@ -5,6 +5,7 @@ A backend implements `SessionStore` and knows nothing of items, JSON or the SDK;
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from abc import ABC, abstractmethod
@@ -159,6 +160,7 @@ class SessionStore(ABC):
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def session(
         self,
@@ -249,6 +251,23 @@ class SessionStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Give back every connection. A closed store opens again when it is used."""
+
+    def _moved_to_this_loop(self, opened: bool) -> bool:
+        """Whether another event loop runs than at the last call, so that what was opened there is of no use here.
+
+        Args:
+            opened: Whether there is anything.
+
+        Raises:
+            SessionStoreError: The other loop still uses it.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return False
+        if opened and self._loop is not None and not self._loop.is_closed():
+            raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
+        self._loop = loop
+        return True
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()

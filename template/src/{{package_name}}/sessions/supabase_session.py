@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from .paging import decode_cursor, encode_cursor
 from .shared import SharedStoreSession
-from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, SessionStoreError, WrongOwner
+from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner
 from .supabase_connection import SupabaseSettings, subject_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class SupabaseStore(SessionStore):
         self._owner = None if access_token is None else subject_of(access_token)
         self._token = None if access_token is None else SecretStr(access_token)
         self._caller: Caller | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def session(
         self,
@@ -150,11 +149,8 @@ class SupabaseStore(SessionStore):
         """The caller of this event loop, with a schema that fits: asked for once, or now if `check`."""
         from .supabase_client import Caller  # imported late: supabase takes half a second
 
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._caller is not None and self._loop is not None and not self._loop.is_closed():
-                raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
-            self._loop, self._caller = loop, None
+        if self._moved_to_this_loop(self._caller is not None):
+            self._caller = None
         caller = self._caller = self._caller or Caller(self.settings, self._token)
         if check or not caller.schema_fits:
             await caller.check_schema()
