@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import copier
 import pytest
@@ -114,6 +116,59 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_working_tree(tmp_path_factory.mktemp("template"))
     commit_all(folder, "The working tree", tag="v1.0.0")
     return folder
+
+
+def missing(reason: str) -> NoReturn:
+    """A part that the test needs is not here: a failure where all tests must run, otherwise no test."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def installed_program(name: str, package: str) -> str:
+    """A program of the system; `missing` if it is not there."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") or missing(
+        f"no {name} here: apt-get install {package}"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int, log: Path, **options: Any) -> Iterator[None]:
+    """A server that listens on this port and does not outlive us.
+
+    Args:
+        command: What to run; may begin with more options of setpriv.
+        port: Where it will listen, on loopback.
+        log: Where its output goes.
+        options: More for `subprocess.Popen`.
+    """
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            **options,
+        )
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 _SERVER = """if True:

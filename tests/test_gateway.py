@@ -5,22 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import pytest
 import yaml
 
-from .conftest import Install, Project, embedded_server
-
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+from .conftest import Install, Project, embedded_server, free_port, installed_program, serving
 
 _TOKENS = """if True:
     import json, sys
@@ -32,9 +25,7 @@ _TOKENS = """if True:
 @contextmanager
 def nginx(template: str, variables: dict[str, str], folder: Path) -> Iterator[str]:
     """The address of an nginx with this configuration, filled in as its image does it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    program, port = installed_program("nginx", "nginx-light"), free_port()
     variables = {**variables, "LISTEN": f"127.0.0.1:{port}"}
     filled = re.sub(r"\$\{(\w+)\}", lambda name: variables[name[1]], template)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -43,22 +34,9 @@ def nginx(template: str, variables: dict[str, str], folder: Path) -> Iterator[st
     config = folder / "nginx.conf"
     config.write_text(f"{around}{filled}\n}}\n")
     user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    command = ["setpriv", "--pdeathsig", "TERM", "--", str(NGINX), "-p", str(folder), "-c", str(config), *user]
-    with (folder / "nginx.log").open("w") as log:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, (folder / "nginx.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    command = ["--", program, "-p", str(folder), "-c", str(config), *user]
+    with serving(command, port, folder / "nginx.log"):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def status(url: str, **headers: str) -> int:
@@ -71,9 +49,6 @@ def status(url: str, **headers: str) -> int:
 
 
 def test_the_gateway_of_the_compose_file_gives_supabases_addresses_and_keys(installed: Install, tmp_path: Path) -> None:
-    if NGINX is None:
-        reason = "no nginx here: apt-get install nginx-light"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     project = installed("supabase")
     gateway = yaml.safe_load(project.read("docker-compose.yml"))["services"]["gateway"]["environment"]
     template = project.read("supabase/local/gateway.conf.template")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from . import pgbouncer
-from .conftest import PRESETS, ROOT, Install, Project
+from .conftest import PRESETS, ROOT, Install, Project, installed_program, missing
 
 
 def passed(output: str) -> int:
@@ -41,9 +40,6 @@ def test_the_contract_holds_on_other_topologies(installed: Install, preset: str)
 
 
 def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_path: Path) -> None:
-    if pgbouncer.PROGRAM is None:
-        reason = "no PgBouncer here: apt-get install pgbouncer"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     project = installed("postgres-pgbouncer")
     with pgbouncer.running(project, tmp_path) as url:
         # There, the connection that kills all others may be the one it is after.
@@ -80,19 +76,14 @@ def test_its_own_tests_pass_under_another_name(installed: Install) -> None:
 def test_the_contract_holds_on_the_postgresql_of_debian(installed: Install) -> None:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not folders:
-        reason = "no PostgreSQL of the system here: apt-get install postgresql"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        missing("no PostgreSQL of the system here: apt-get install postgresql")
     tests = ("tests/test_contract.py", "tests/test_postgres_store.py", "tests/test_postgres_schema.py")
     project = installed("postgres")
     assert passed(project.run("uv", "run", "pytest", "-q", *tests, DEV_POSTGRES_BIN=str(folders[0].parent))) > 100
 
 
 def test_the_contract_holds_on_the_redis_of_debian(installed: Install) -> None:
-    program = shutil.which("redis-server")
-    if program is None:
-        reason = "no redis-server of the system here: apt-get install redis-server"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    assert program
+    program = installed_program("redis-server", "redis-server")
     assert passed(installed("redis").run(*CONTRACT, "tests/test_redis_store.py", TEST_REDIS_BIN=program)) > 100
 
 

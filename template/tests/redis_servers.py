@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import redis
 
+from .helpers import missing
 from .redis_certificates import make_certificates
 
 PASSWORD = "p/a?s#s@:% word"
@@ -83,13 +84,6 @@ def program(*, tls: bool = False) -> str:
         if candidate and (found := shutil.which(candidate)) and not (tls and not _speaks_tls(found)):
             return found
     missing(f"no Redis server{' with TLS' if tls else ''} here: apt-get install -y redis-server")
-
-
-def missing(reason: str) -> NoReturn:
-    """A part that the test needs is not here."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _speaks_tls(program: str) -> bool:

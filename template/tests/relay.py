@@ -36,8 +36,8 @@ class Relay:
     def url(self, url: str) -> str:
         """The same address, through this relay."""
         parts = urlsplit(url)
-        login = f"{parts.username}:{parts.password}@" if parts.password else f"{parts.username}@"
-        return urlunsplit(parts._replace(netloc=f"{login}127.0.0.1:{self.port}"))
+        login, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}"))
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())
