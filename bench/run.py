@@ -101,16 +101,13 @@ async def round_trips(environment: Mapping[str, str]) -> dict[tuple[str, str], i
     """For each (operation, side): round trips of one warm call, counted on the wire."""
     url = environment[backend.ADDRESS]
     parts = urlsplit(url)
-    counts = {}
     relay = Relay(parts.hostname or "", parts.port or 0)
-    async with relay.running():
-        through = {**environment, backend.ADDRESS: url.replace(f":{parts.port}", f":{relay.port}")}
-        async with backend.sides(through, 1) as all_sides:
-            await count_trips(all_sides, relay, counts)
-    return counts
+    async with relay.running(), backend.sides({**environment, backend.ADDRESS: relay.url(url)}, 1) as all_sides:
+        return await count_trips(all_sides, relay)
 
 
-async def count_trips(all_sides: Mapping[str, list[Side]], relay: Relay, counts: dict[tuple[str, str], int]) -> None:
+async def count_trips(all_sides: Mapping[str, list[Side]], relay: Relay) -> dict[tuple[str, str], int]:
+    counts = {}
     for side, (session,) in all_sides.items():
         for name, operation in OPERATIONS.items():
             for _ in range(3):
@@ -118,6 +115,7 @@ async def count_trips(all_sides: Mapping[str, list[Side]], relay: Relay, counts:
             before = relay.round_trips
             await operation(session)
             counts[name, side] = relay.round_trips - before
+    return counts
 
 
 HEADINGS = "clients | ours p50 | sdk p50 | floor p50 | ours/s | sdk/s | p50 x sdk | thr. x sdk | p50/floor | trips"

