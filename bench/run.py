@@ -23,8 +23,8 @@ from tests.relay import Relay
 
 backend = importlib.import_module(f"sides_{sys.argv[1]}")
 
-ROUNDS = 8
-SECONDS = 0.12
+ROUNDS = 5
+SECONDS = 0.5
 """Length of one measurement; each operation is measured in every round, the sides in turn."""
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 32

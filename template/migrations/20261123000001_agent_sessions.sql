@@ -154,31 +154,28 @@ create function public.agent_session_pop(p_user_id text, p_session_id text) retu
 language plpgsql set search_path = '' as $$
 declare
   v_content text;
+  v_batch uuid;
 begin
-  -- Lock first, delete in a second statement: its snapshot then sees what the previous holder of the lock did.
-  -- In one statement, concurrent pops find the same row and all but one return a false "empty".
-  perform from public.agent_session_info
-    where user_id = p_user_id and session_id = p_session_id for no key update;
+  -- Lock the session's row first, delete in a second statement: its snapshot then sees what the previous holder of the
+  -- lock did. In one statement, concurrent pops find the same item and all but one return a false "empty".
+  update public.agent_session_info
+    set item_count = item_count - 1, updated_at = clock_timestamp()
+    where user_id = p_user_id and session_id = p_session_id and item_count > 0;
   if not found then
     return null;
   end if;
-  with gone as (
-    delete from public.agent_sessions
+  delete from public.agent_sessions
     where user_id = p_user_id and session_id = p_session_id and id = (
       select id from public.agent_sessions
       where user_id = p_user_id and session_id = p_session_id
       order by id desc
       limit 1
     )
-    returning content, batch_id
-  )
-  update public.agent_session_info
-    set item_count = item_count - 1,
-        updated_at = clock_timestamp(),
-        recent_batches = case when gone.batch_id is null then recent_batches else (gone.batch_id || recent_batches)[1:16] end
-    from gone
-    where user_id = p_user_id and session_id = p_session_id
-    returning gone.content into v_content;
+    returning content, batch_id into v_content, v_batch;
+  if v_batch is not null then
+    update public.agent_session_info set recent_batches = (v_batch || recent_batches)[1:16]
+      where user_id = p_user_id and session_id = p_session_id;
+  end if;
   return v_content;
 end
 $$;
