@@ -10,12 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .store import SettingMissing
 
-EXAMPLES = """\
-    redis://user:password@host:6379/0                      one server
-    rediss://user:password@host:6379/0                     one server over TLS
-    redis+sentinel://host:26379,host:26379/0?service=name  the primary that these Sentinels know
-    redis+cluster://host:6379,host:6379                    a cluster; some of its nodes
-    unix:///path/to/socket?db=0                            one server on this machine"""
+EXAMPLE = "redis://user:password@host:6379/0"
+_OTHERS = ".env.example shows how to write TLS, Sentinel, a cluster and a socket"
 
 Kind = Literal["server", "sentinel", "cluster"]
 _KINDS: dict[str, Kind] = {
@@ -61,7 +57,7 @@ def parse_address(url: str) -> RedisAddress:
     parts = urlsplit(url.strip())
     kind = _KINDS.get(parts.scheme)
     if kind is None or "://" not in url:
-        raise SettingMissing(f"REDIS_URL is no Redis URL. Write one of\n{EXAMPLES}")
+        raise SettingMissing(f"REDIS_URL is no Redis URL. Write {EXAMPLE} ({_OTHERS}).")
     # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
     if parts.fragment or "@" in parts.path + parts.query:
         raise SettingMissing(_CUT)
@@ -95,7 +91,7 @@ def parse_address(url: str) -> RedisAddress:
         raise SettingMissing("REDIS_URL names a database, but a cluster has only database 0. Leave it out.")
     if kind == "server" and len(hosts) > 1:
         raise SettingMissing(
-            f"REDIS_URL names several hosts. Write redis+cluster:// or redis+sentinel://, as in\n{EXAMPLES}"
+            f"REDIS_URL names several hosts. Write redis+cluster://… or redis+sentinel://… ({_OTHERS})."
         )
     return RedisAddress(kind, tls, f"{names} (cluster)" if kind == "cluster" else f"{names}/{database}", hosts, options)
 

@@ -10,7 +10,7 @@ from hiredis import pack_command
 from pydantic import Field, SecretStr
 from redis.exceptions import NoScriptError
 
-from .redis_address import EXAMPLES, RedisAddress, parse_address
+from .redis_address import EXAMPLE, RedisAddress, parse_address
 from .redis_errors import DRIVER_ERRORS, translate
 from .redis_pool import NotSent
 from .redis_topology import open_topology
@@ -41,7 +41,7 @@ class RedisSettings(StoreSettings):
             SettingMissing: REDIS_URL is not set, or is no Redis URL.
         """
         if self.redis_url is None:
-            raise SettingMissing(f"REDIS_URL is not set. Put one of these into .env:\n{EXAMPLES}")
+            raise SettingMissing(f"REDIS_URL is not set. Put {EXAMPLE} into .env.")
         parse_address(url := self.redis_url.get_secret_value())
         return url
 
