@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ format: .venv/ready  ## format this repository
 
 bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (some minutes; best on a quiet machine; BACKEND=… for one)
 	@$(BIN)/python scripts/bench.py $(BACKEND)
+
+chaos: .venv/ready  ## break real servers 200 times while sessions are written; nothing may be lost (2 minutes; BACKEND=… for one)
+	@$(BIN)/python scripts/chaos.py $(BACKEND)
 
 clean:  ## remove what the verbs made
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server: counts round trips, loses answers."""
+"""A TCP relay in front of a server: counts round trips, loses or cuts what passes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ class Relay:
         self._open: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None] | None] = set()
         self.round_trips = 0
-        self.requests_to_lose = 0
-        self.answers_to_lose = 0
+        self.requests_to_lose = self.requests_to_cut = 0
+        """So many requests do not arrive, or only their first half does; the connection ends with them."""
+        self.answers_to_lose = self.answers_to_cut = 0
+        self.broken = asyncio.Event()
+        """Set when one of these has happened."""
         self.port = 0
 
     @asynccontextmanager
@@ -28,10 +31,16 @@ class Relay:
             yield self
         finally:
             server.close()
-            for writer in list(self._open):
-                writer.transport.abort()
+            self.reset()
             await asyncio.gather(*filter(None, self._serving), return_exceptions=True)
             await server.wait_closed()
+
+    def reset(self) -> int:
+        """Cut all connections; returns how many ends there were."""
+        ends = list(self._open)
+        for writer in ends:
+            writer.transport.abort()
+        return len(ends)
 
     def url(self, url: str) -> str:
         """The same address, through this relay."""
@@ -39,17 +48,32 @@ class Relay:
         login, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}"))
 
+    def _next(self, fault: str) -> bool:
+        """Whether this fault is to happen now."""
+        if (left := getattr(self, fault)) == 0:
+            return False
+        setattr(self, fault, left - 1)
+        self.broken.set()
+        return True
+
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())
-        from_server, to_server = await asyncio.open_connection(*self._target)
+        try:
+            from_server, to_server = await asyncio.open_connection(*self._target)
+        except OSError:  # nobody listens there
+            to_client.transport.abort()
+            return
         self._open |= {to_client, to_server}
         waiting = False
 
         async def up() -> None:
             nonlocal waiting
             while data := await from_client.read(2**20):
-                if self.requests_to_lose > 0:
-                    self.requests_to_lose -= 1
+                if self._next("requests_to_lose"):
+                    return
+                if self._next("requests_to_cut"):
+                    to_server.write(data[: len(data) // 2])
+                    await to_server.drain()
                     return
                 waiting = True
                 to_server.write(data)
@@ -60,8 +84,11 @@ class Relay:
                 if waiting:
                     waiting = False
                     self.round_trips += 1
-                    if self.answers_to_lose > 0:
-                        self.answers_to_lose -= 1
+                    if self._next("answers_to_lose"):
+                        return
+                    if self._next("answers_to_cut"):
+                        to_client.write(data[: len(data) // 2])
+                        await to_client.drain()
                         return
                 to_client.write(data)
 

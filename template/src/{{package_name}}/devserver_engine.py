@@ -59,7 +59,7 @@ class Engine(ABC):
 
     def __init__(self, directory: Path, durable: bool, *programs: str) -> None:
         self.directory, self.durable, self.programs = directory, durable, programs
-        self.processes: list[Process] = []
+        self.processes: dict[str, Process] = {}
         self.locks: dict[str, int] = {}
         # Ends a process together with the keeper, on Linux only; the setpriv of BusyBox cannot do it.
         setpriv = [shutil.which("setpriv") or "", "--pdeathsig", "INT"]
@@ -79,6 +79,8 @@ class Engine(ABC):
     def start(self) -> dict[str, str]:
         """Prepare the data and start all processes; returns, once they are ready, the variables that reach them.
 
+        Called again, it starts those that have ended since.
+
         Raises:
             DevServerError, OSError: They do not start. What did is stopped by the keeper.
         """
@@ -86,7 +88,7 @@ class Engine(ABC):
     def stop(self) -> None:
         """Stop all processes, the last one first."""
         while self.processes:
-            end(self.processes.pop().popen)
+            end(self.processes.popitem()[1].popen)
 
     def claim(self, name: str) -> int:
         """Wait for a process that outlived its keeper, then take the lock that ours will inherit."""
@@ -128,6 +130,11 @@ class Engine(ABC):
         Raises:
             DevServerError: It ends, or is not ready after `START_SECONDS`.
         """
+        if name in self.processes:
+            if self.processes[name].lives:
+                return self.processes[name]
+            del self.processes[name]
+            os.close(self.locks.pop(name))  # its children have it, too, while they live
         self.claim(name)  # before we look for a port: the last process may still hold it
         log = self.directory / f"{name}.log"
         for _ in range(3):  # somebody may take the port between our look and the server's
@@ -135,14 +142,14 @@ class Engine(ABC):
             line = command(port)
             with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
                 process = Process(self.spawn(name, line, output.fileno(), env=env, options=options, cwd=cwd), port)
-            self.processes.append(process)
+            self.processes[name] = process
             deadline = time.monotonic() + START_SECONDS
             while process.lives and time.monotonic() < deadline:
                 if ready(process):
                     write(self.directory / f"{name}.port", str(port))
                     return process
                 time.sleep(0.002)
-            end(self.processes.pop().popen)
+            end(self.processes.pop(name).popen)
             reason = log.read_text(errors="replace")
             if "address already in use" not in reason.lower():
                 break

@@ -32,12 +32,12 @@ def keep(directory: Path, durable: bool, programs: tuple[str, ...]) -> None:
     engine = Engine(directory, durable, *programs)
     try:
         environment = engine.start()
-        ports = [process.port for process in engine.processes]
+        ports = [process.port for process in engine.processes.values()]
         write(directory / "running", json.dumps({"environment": environment, "ports": ports}))
         # Besides the last user, two things end the wait: a process of the server ends, or we are told to end.
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda *_: sys.exit())
-        if all(process.lives for process in engine.processes):
+        if all(process.lives for process in engine.processes.values()):
             report("ready")
             fcntl.flock(users, fcntl.LOCK_EX)  # held until we exit: a new user waits, then starts afresh
     finally:

@@ -34,6 +34,8 @@ save ""
 class RedisEngine(Engine):
     NAME = "Redis"
     VARIABLE = "REDIS_URL"
+    APPENDFSYNC = "everysec"
+    """When what was written reaches the disk. It matters if the machine dies, not if the server does."""
 
     @classmethod
     def find(cls, directory: Path) -> list[str]:
@@ -70,7 +72,7 @@ class RedisEngine(Engine):
 
     def command(self, port: int) -> Command:
         settings = self.directory / "redis.conf"
-        appendfsync = "everysec" if self.durable else "no"
+        appendfsync = self.APPENDFSYNC if self.durable else "no"
         write(settings, SETTINGS.format(port=port, password=self.password, appendfsync=appendfsync))
         return [self.programs[0], settings]
 
