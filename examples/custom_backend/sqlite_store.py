@@ -1,0 +1,255 @@
+"""Sessions in a SQLite file: a fourth backend, written by the rules of `SessionStore`.
+
+Usage::
+
+    async with SqliteStore("sessions.db") as store:
+        await Runner.run(agent, "Hi", session=store.session("chat-1", user_id="ada"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from my_agent.sessions import SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
+from my_agent.sessions.paging import decode_cursor, encode_cursor
+from my_agent.sessions.store import Batch, StoreSettings
+
+T = TypeVar("T")
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, session_id TEXT NOT NULL, content TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS items_of_session ON items (user_id, session_id, id);
+CREATE TABLE IF NOT EXISTS info (
+  user_id TEXT NOT NULL, session_id TEXT NOT NULL, title TEXT, metadata TEXT NOT NULL DEFAULT '{}',
+  item_count INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+  PRIMARY KEY (user_id, session_id)
+);
+CREATE INDEX IF NOT EXISTS info_by_time ON info (updated_at, user_id, session_id);
+CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, stored_at INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS canary (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), text TEXT NOT NULL);
+"""
+
+BATCH_MEMORY = 600 * 1_000_000
+"""How long a batch is recognised when it is sent again, in microseconds. Much longer than any call is repeated."""
+
+
+class SqliteStore(SessionStore):
+    """All sessions of one file, through one connection that is used by one thread.
+
+    Args:
+        path: The file; made if it is not there.
+        settings: Limits that all stores share.
+    """
+
+    def __init__(self, path: str | Path, settings: StoreSettings | None = None) -> None:
+        super().__init__(settings or StoreSettings())
+        self._path = Path(path)
+        self._connection: sqlite3.Connection | None = None
+        # SQLite blocks, so it works in a thread. In one: a call that was cancelled ends before the next one begins.
+        self._thread = ThreadPoolExecutor(1, "sqlite")
+
+    # ── Items ───────────────────────────────────────────────────────────────
+
+    async def append(self, key: SessionKey, batch: Batch) -> None:
+        await self._change(lambda db: self._append(db, key, batch))
+
+    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+        rows = await self._read(
+            "SELECT content FROM items WHERE user_id = ? AND session_id = ? ORDER BY id DESC LIMIT ?",
+            *key,
+            -1 if limit is None else min(limit, 2**63 - 1),
+        )
+        return [content for (content,) in reversed(rows)]
+
+    async def pop(self, key: SessionKey) -> str | None:
+        def take(db: sqlite3.Connection) -> str | None:
+            newest = "SELECT max(id) FROM items WHERE user_id = ? AND session_id = ?"
+            row = db.execute(f"DELETE FROM items WHERE id = ({newest}) RETURNING content", key).fetchone()
+            if row is None:
+                return None
+            self._touch(db, key, -1)
+            return str(row[0])
+
+        return await self._change(take)
+
+    async def clear(self, key: SessionKey) -> None:
+        def empty(db: sqlite3.Connection) -> None:
+            removed = db.execute("DELETE FROM items WHERE user_id = ? AND session_id = ?", key).rowcount
+            self._touch(db, key, -removed)
+
+        await self._change(empty)
+
+    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        def replace(db: sqlite3.Connection) -> bool:
+            if db.execute("SELECT 1 FROM batches WHERE id = ?", [batch.id.hex]).fetchone():
+                return True
+            count = -1 if expected_tail is None else len(expected_tail)
+            rows = self._newest(db, key, count)
+            if expected_tail is not None and [content for _, content in rows] != list(expected_tail):
+                return False
+            db.executemany("DELETE FROM items WHERE id = ?", [(number,) for number, _ in rows])
+            self._touch(db, key, -len(rows))
+            if batch.rows:
+                self._append(db, key, batch)
+            return True
+
+        return await self._change(replace)
+
+    # ── Sessions ────────────────────────────────────────────────────────────
+
+    async def find_session(self, key: SessionKey) -> SessionInfo | None:
+        rows = await self._read(f"{_SELECT} WHERE user_id = ? AND session_id = ?", *key)
+        return _info(rows[0]) if rows else None
+
+    async def list_sessions(
+        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> SessionPage:
+        limit = max(1, min(limit, 500))
+        conditions, values = ["1"], list[object]()
+        if user_id is not None:
+            conditions.append("user_id = ?")
+            values.append(user_id)
+        if cursor is not None:
+            before, *names = decode_cursor(cursor)
+            conditions.append("(updated_at, user_id, session_id) < (?, ?, ?)")
+            values += [_microseconds(before), *names]
+        order = "ORDER BY updated_at DESC, user_id DESC, session_id DESC LIMIT ?"
+        # One more than asked for tells whether there is a next page.
+        rows = await self._read(f"{_SELECT} WHERE {' AND '.join(conditions)} {order}", *values, limit + 1)
+        sessions = [_info(row) for row in rows[:limit]]
+        return SessionPage(sessions, encode_cursor(sessions[-1]) if len(rows) > limit else None)
+
+    async def update_session(
+        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        statement = (
+            "UPDATE info SET title = coalesce(?, title), metadata = coalesce(?, metadata) "
+            "WHERE user_id = ? AND session_id = ?"
+        )
+        encoded = None if metadata is None else json.dumps(metadata)
+        return await self._change(lambda db: db.execute(statement, [title, encoded, *key]).rowcount > 0)
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        return await self._change(lambda db: self._delete(db, [key])) > 0
+
+    async def delete_user(self, user_id: str) -> int:
+        find = "SELECT user_id, session_id FROM info WHERE user_id = ?"
+        return await self._change(lambda db: self._delete(db, db.execute(find, [user_id]).fetchall()))
+
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        find = "SELECT user_id, session_id FROM info WHERE updated_at < ? ORDER BY updated_at LIMIT ?"
+        values = [_microseconds(older_than), limit]
+        return await self._change(lambda db: self._delete(db, db.execute(find, values).fetchall()))
+
+    # ── The store itself ────────────────────────────────────────────────────
+
+    async def ping(self) -> None:
+        await self._read("SELECT 1")
+
+    async def close(self) -> None:
+        await self._in_thread(self._close)
+
+    # ── Inside: what runs in the thread ─────────────────────────────────────
+
+    def _append(self, db: sqlite3.Connection, key: SessionKey, batch: Batch) -> None:
+        now = _now()
+        # The same batch twice stores it once: its id is written in the same transaction as its rows.
+        if not db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", [batch.id.hex, now]).rowcount:
+            return
+        db.execute("DELETE FROM batches WHERE stored_at < ?", [now - BATCH_MEMORY])
+        db.execute(
+            "INSERT INTO info (user_id, session_id, title, created_at, updated_at) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET title = coalesce(title, excluded.title)",
+            [*key, batch.title, now, now],
+        )
+        rows = [(*key, row.content) for row in batch.rows]
+        db.executemany("INSERT INTO items (user_id, session_id, content) VALUES (?, ?, ?)", rows)
+        self._touch(db, key, len(rows))
+
+    def _newest(self, db: sqlite3.Connection, key: SessionKey, count: int) -> list[tuple[int, str]]:
+        """Ids and texts of the newest rows, oldest first; -1 for all."""
+        find = "SELECT id, content FROM items WHERE user_id = ? AND session_id = ? ORDER BY id DESC LIMIT ?"
+        return db.execute(find, [*key, count]).fetchall()[::-1]
+
+    def _touch(self, db: sqlite3.Connection, key: SessionKey, more: int) -> None:
+        """The session has been written to, and has so many items more."""
+        # max: two writes in one microsecond, or a clock set back, must not change the order of sessions.
+        statement = (
+            "UPDATE info SET item_count = item_count + ?, updated_at = max(?, 1 + (SELECT max(updated_at) FROM info)) "
+            "WHERE user_id = ? AND session_id = ?"
+        )
+        db.execute(statement, [more, _now(), *key])
+
+    def _delete(self, db: sqlite3.Connection, keys: Sequence[tuple[str, str]]) -> int:
+        db.executemany("DELETE FROM items WHERE user_id = ? AND session_id = ?", keys)
+        before = db.total_changes
+        db.executemany("DELETE FROM info WHERE user_id = ? AND session_id = ?", keys)
+        return db.total_changes - before
+
+    # ── Inside: the connection ──────────────────────────────────────────────
+
+    async def _read(self, statement: str, *values: object) -> list[Any]:
+        return await self._change(lambda db: db.execute(statement, values).fetchall(), begin="BEGIN")
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T], begin: str = "BEGIN IMMEDIATE") -> T:
+        """Do `work` in one transaction: all of it or nothing, and nobody else's in between."""
+
+        def transaction() -> T:
+            sent = False
+            try:
+                db = self._connection or self._open()
+                db.execute(begin)
+                sent = True
+                result = work(db)
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                # Whatever it was: a new connection starts clean, and the file has all of the transaction or nothing.
+                self._close()
+                raise StoreUnavailable(f"{self._path}: {error}. Trying again may help.", maybe_applied=sent) from error
+            return result
+
+        return await self._in_thread(transaction)
+
+    def _open(self) -> sqlite3.Connection:
+        # Another process may write as well: wait for it. isolation_level=None: transactions are begun by us alone.
+        self._connection = db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {SCHEMA}")
+        return db
+
+    def _close(self) -> None:
+        db, self._connection = self._connection, None
+        if db is not None:
+            db.close()
+
+    async def _in_thread(self, step: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, step)
+
+
+_SELECT = "SELECT user_id, session_id, title, item_count, created_at, updated_at, metadata FROM info"
+
+
+def _info(row: tuple[Any, ...]) -> SessionInfo:
+    user_id, session_id, title, count, created_at, updated_at, metadata = row
+    return SessionInfo(user_id, session_id, title, count, _time(created_at), _time(updated_at), json.loads(metadata))
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _time(microseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
