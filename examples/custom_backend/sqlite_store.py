@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from my_agent.sessions import SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
 from my_agent.sessions.paging import decode_cursor, encode_cursor
-from my_agent.sessions.store import Batch, StoreSettings
+from my_agent.sessions.store import Batch, Content, StoreSettings
 
 T = TypeVar("T")
 
@@ -73,8 +73,11 @@ class SqliteStore(SessionStore):
 
     async def pop(self, key: SessionKey) -> str | None:
         def take(db: sqlite3.Connection) -> str | None:
-            newest = "SELECT max(id) FROM items WHERE user_id = ? AND session_id = ?"
-            row = db.execute(f"DELETE FROM items WHERE id = ({newest}) RETURNING content", key).fetchone()
+            row = db.execute(
+                "DELETE FROM items WHERE id = (SELECT max(id) FROM items WHERE user_id = ? AND session_id = ?) "
+                "RETURNING content",
+                key,
+            ).fetchone()
             if row is None:
                 return None
             self._touch(db, key, -1)
@@ -139,6 +142,23 @@ class SqliteStore(SessionStore):
         encoded = None if metadata is None else json.dumps(metadata)
         return await self._change(lambda db: db.execute(statement, [title, encoded, *key]).rowcount > 0)
 
+    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        def replace(db: sqlite3.Connection) -> bool:
+            found = db.execute("SELECT title, metadata FROM info WHERE user_id = ? AND session_id = ?", key).fetchone()
+            if found is None or (found[0], json.loads(found[1])) != (before.title, before.metadata):
+                return False
+            part = "SELECT id, content FROM items WHERE user_id = ? AND session_id = ? ORDER BY id LIMIT ? OFFSET ?"
+            rows = db.execute(part, [*key, len(before.rows), before.first]).fetchall()
+            if [content for _, content in rows] != list(before.rows):
+                return False
+            new = zip(after.rows, (number for number, _ in rows), strict=True)
+            db.executemany("UPDATE items SET content = ? WHERE id = ?", new)
+            values = [after.title, json.dumps(after.metadata), *key]
+            db.execute("UPDATE info SET title = ?, metadata = ? WHERE user_id = ? AND session_id = ?", values)
+            return True
+
+        return await self._change(replace)
+
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._change(lambda db: self._delete(db, [key])) > 0
 
@@ -152,6 +172,19 @@ class SqliteStore(SessionStore):
         return await self._change(lambda db: self._delete(db, db.execute(find, values).fetchall()))
 
     # ── The store itself ────────────────────────────────────────────────────
+
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        def keep(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT text FROM canary").fetchone()
+            now = None if row is None else str(row[0])
+            if now != kept or now == text:
+                return now
+            db.execute("DELETE FROM canary")
+            if text is not None:
+                db.execute("INSERT INTO canary VALUES (1, ?)", [text])
+            return text
+
+        return await self._change(keep)
 
     async def ping(self) -> None:
         await self._read("SELECT 1")

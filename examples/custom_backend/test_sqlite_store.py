@@ -48,9 +48,9 @@ def damage_row(tmp_path: Path) -> Callable[[int, str], Awaitable[None]]:
 
     async def damage(age: int, text: str) -> None:
         db = sqlite3.connect(tmp_path / "sessions.db")
-        newest = "SELECT id FROM items ORDER BY id DESC LIMIT 1 OFFSET ?"
+        statement = "UPDATE items SET content = ? WHERE id = (SELECT id FROM items ORDER BY id DESC LIMIT 1 OFFSET ?)"
         with db:
-            assert db.execute(f"UPDATE items SET content = ? WHERE id = ({newest})", [text, age - 1]).rowcount == 1
+            assert db.execute(statement, [text, age - 1]).rowcount == 1
         db.close()
 
     return damage

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,8 +14,8 @@ from .cli_common import AnyUser, count, name, with_store
 from .terminal import CommandError, complain, note, progress
 
 if TYPE_CHECKING:
-    from .sessions import SessionKey
-    from .transfer import Outcome
+    from .sessions import SessionKey, SessionStore
+    from .transfer import OnConflict, Outcome
 
 
 def export_(
@@ -33,40 +35,112 @@ def export_(
 
 
 def import_(
-    file: Annotated[str, typer.Argument(help="What `export` wrote; - for stdin.")],
+    file: Annotated[str | None, typer.Argument(help="What `export` wrote; - for stdin.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="Instead of a file: where a session of the SDK stores.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="With --from: whose the sessions will be.")] = None,
     on_conflict: Annotated[
         Literal["refuse", "skip", "replace"], typer.Option(help="For a session whose stored history is another one.")
     ] = "refuse",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
 ) -> None:
-    """Bring exported sessions in. Importing a file again changes nothing."""
+    """Bring exported sessions in, or those of the SDK's own session classes. Importing again changes nothing."""
+    if (file is None) == (source is None):
+        raise typer.BadParameter("Name a file, or an address with --from.", param_hint="FILE")
+    if source is not None:
+        _import_from(source, user or "", on_conflict, dry_run)
+    elif user is not None:
+        raise typer.BadParameter("A file says itself whose its sessions are.", param_hint="--user")
+    elif file is not None:
+        _import_file(file, on_conflict, dry_run)
+
+
+def _import_file(file: str, on_conflict: OnConflict, dry_run: bool) -> None:
     from .files import reading
     from .settings import load_settings
     from .transfer import import_sessions
     from .transfer_file import check
 
-    outcomes: Counter[Outcome] = Counter()
     with reading(file) as source:
         places = check(source, load_settings().session_max_item_bytes)
-        with progress("Importing", len(places)) as advance:
-
-            def report(key: SessionKey, outcome: Outcome) -> None:
-                outcomes[outcome] += 1
-                advance(1)
-                if outcome == "conflict":
-                    complain(f"Conflict: {name(key.session_id, key.user_id)} is stored with another history.")
-
-            try:
-                with_store(
-                    lambda store: import_sessions(
-                        store, source, places, on_conflict=on_conflict, dry_run=dry_run, report=report
-                    )
+        with _tallied(len(places), dry_run) as tally:
+            with_store(
+                lambda store: import_sessions(
+                    store, source, places, on_conflict=on_conflict, dry_run=dry_run, report=tally.add
                 )
-            except BaseException:
-                if finished := outcomes.total():
-                    complain(f"Stopped after {finished} of {len(places)} sessions. Run the command again to go on.")
-                raise
-    done = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) or "nothing in it"
-    note(f"{'It would be' if dry_run else 'Done'}: {done}.")
-    if outcomes["conflict"]:
+            )
+
+
+def _import_from(url: str, user: str, on_conflict: OnConflict, dry_run: bool) -> None:
+    from .sdk_import import import_from
+    from .sdk_sources import open_source
+    from .sessions.store import SessionKey
+
+    SessionKey(user, "any").check()
+    left = 0
+
+    def left_out(session_id: str, row: int | None, reason: str) -> None:
+        nonlocal left
+        left += 1
+        complain(f"Left out: {f'row {row} of ' if row else ''}session {name(session_id, None)} ({reason.rstrip('.')}).")
+
+    async def run(store: SessionStore) -> None:
+        async with open_source(url) as source:
+            ids = await source.session_ids()
+            with _tallied(len(ids), dry_run) as tally:
+                await import_from(
+                    source,
+                    store,
+                    ids,
+                    user_id=user,
+                    on_conflict=on_conflict,
+                    dry_run=dry_run,
+                    report=tally.add,
+                    left_out=left_out,
+                )
+
+    with_store(run)
+    if left:
+        raise CommandError(f"{left} of what is there, named above, cannot be imported. It stays where it is.")
+
+
+class _Tally:
+    """Counts what becomes of the sessions, while a progress bar shows it."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.items: Counter[Outcome] = Counter()
+        self._advance = advance
+
+    def add(self, key: SessionKey, outcome: Outcome, items: int = 0) -> None:
+        self.outcomes[outcome] += 1
+        self.items[outcome] += items
+        self._advance(1)
+        if outcome == "conflict":
+            complain(f"Conflict: {name(key.session_id, key.user_id)} is stored with another history.")
+
+    def told(self, outcome: Outcome) -> str:
+        items = f" ({count(self.items[outcome], 'item')})" if self.items[outcome] else ""
+        return f"{self.outcomes[outcome]} {outcome}{items}"
+
+
+@contextmanager
+def _tallied(total: int, dry_run: bool) -> Iterator[_Tally]:
+    """Count outcomes while the block runs, and say at its end what they were.
+
+    Raises:
+        CommandError: There were conflicts.
+    """
+    with progress("Importing", total) as advance:
+        tally = _Tally(advance)
+        try:
+            yield tally
+        except BaseException:
+            if finished := tally.outcomes.total():
+                complain(f"Stopped after {finished} of {total} sessions. Run the command again to go on.")
+            raise
+    done = [tally.told(outcome) for outcome in sorted(tally.outcomes)]
+    note(f"{'It would be' if dry_run else 'Done'}: {', '.join(done) or 'nothing in it'}.")
+    if tally.outcomes["conflict"]:
         raise CommandError("Sessions in conflict were left as they are. --on-conflict skip or replace decides.")

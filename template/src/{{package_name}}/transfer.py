@@ -65,7 +65,7 @@ async def export_sessions(
         NoSuchSession: There is no session `session_id`.
     """
     sessions = items = 0
-    async with aclosing(_chosen(store, user_id, session_id)) as chosen:
+    async with aclosing(chosen_sessions(store, user_id, session_id)) as chosen:
         async for info in chosen:
             rows = await _again(store, store.tail, SessionKey(info.user_id, info.session_id), None)
             out.write(_line({"format": FORMAT, "session": _description(info), "items": len(rows)}))
@@ -97,12 +97,13 @@ async def import_sessions(
     """
     for place in places:
         info, contents = read_session(file, place, store.settings.session_max_item_bytes)
-        report(place.key, await _import_session(store, info, contents, on_conflict, dry_run))
+        report(place.key, await import_session(store, info, contents, on_conflict, dry_run))
 
 
-async def _import_session(
+async def import_session(
     store: SessionStore, wanted: SessionInfo, contents: list[str], on_conflict: OnConflict, dry_run: bool
 ) -> Outcome:
+    """Bring one session in, whole or not at all."""
     key = SessionKey(wanted.user_id, wanted.session_id)
     there = await _again(store, store.find_session, key)
     stored = await _again(store, store.tail, key, None) if there else []
@@ -135,9 +136,10 @@ async def _import_session(
     return outcome
 
 
-async def _chosen(
-    store: SessionStore, user_id: str | None, session_id: str | None
+async def chosen_sessions(
+    store: SessionStore, user_id: str | None = None, session_id: str | None = None
 ) -> AsyncGenerator[SessionInfo, None]:
+    """All sessions that are there, or one user's, or one. None is missed because it is written to meanwhile."""
     if session_id is not None:
         key = SessionKey(user_id or "", session_id).check()
         info = await _again(store, store.find_session, key)

@@ -1,0 +1,25 @@
+"""The example of a store of one's own keeps the contract of every store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .conftest import ROOT, Install
+from .test_project import passed
+
+EXAMPLE = ROOT / "examples/custom_backend"
+
+
+def test_the_example_keeps_the_contract(installed: Install, tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLE, tmp_path / "custom_backend")
+    pytest = ("uv", "run", "python", "-m", "pytest", "-c", "pyproject.toml", "-p", "no:cacheprovider", "-q")
+    assert passed(installed("postgres").run(*pytest, str(folder))) > 70
+
+
+def test_the_example_is_checked_like_the_project(installed: Install, tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLE, tmp_path / "custom_backend")
+    project = installed("postgres")
+    project.run("uv", "run", "mypy", "--no-incremental", str(folder / "sqlite_store.py"))
+    check = ("uv", "run", "ruff", "check", "--no-cache", "--config", "pyproject.toml")
+    project.run(*check, str(folder / "sqlite_store.py"))
