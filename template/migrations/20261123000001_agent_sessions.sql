@@ -144,7 +144,7 @@ begin
     select content from public.agent_sessions
     where user_id = p_user_id and session_id = p_session_id
     order by id desc
-    limit p_limit
+    limit (select p_limit)  -- a number would make the planner sort where it takes a history for short
   );
 end
 $$;
@@ -226,7 +226,7 @@ begin
         select id, content, batch_id from public.agent_sessions
         where user_id = p_user_id and session_id = p_session_id
         order by id desc
-        limit cardinality(p_expected)
+        limit (select cardinality(p_expected))
       ) as tail;
     if v_contents <> p_expected then
       return false;
@@ -266,16 +266,22 @@ create function public.agent_session_list(
   p_user_id text, p_limit bigint, p_before timestamptz, p_before_user_id text, p_before_session_id text
 ) returns json
 language plpgsql stable set search_path = '' as $$
+declare
+  -- The last session of the page before; without one, what comes before everything. In variables: with `or` and with
+  -- coalesce (behind a policy) the index would be read from its beginning.
+  v_before timestamptz := coalesce(p_before, 'infinity');
+  v_before_user_id text := coalesce(p_before_user_id, '');
+  v_before_session_id text := coalesce(p_before_session_id, '');
 begin
-  -- Two statements, so that each has the index it needs; p_before… is the last session of the page before.
+  -- Two statements, so that each has the index it needs.
   if p_user_id is null then
     return (
       select coalesce(json_agg(page), '[]') from (
         select user_id, session_id, title, item_count, created_at, updated_at, metadata
         from public.agent_session_info
-        where p_before is null or (updated_at, user_id, session_id) < (p_before, p_before_user_id, p_before_session_id)
+        where (updated_at, user_id, session_id) < (v_before, v_before_user_id, v_before_session_id)
         order by updated_at desc, user_id desc, session_id desc
-        limit p_limit
+        limit (select p_limit)
       ) as page
     );
   end if;
@@ -283,9 +289,9 @@ begin
     select coalesce(json_agg(page), '[]') from (
       select user_id, session_id, title, item_count, created_at, updated_at, metadata
       from public.agent_session_info
-      where user_id = p_user_id and (p_before is null or (updated_at, session_id) < (p_before, p_before_session_id))
+      where user_id = p_user_id and (updated_at, session_id) < (v_before, v_before_session_id)
       order by updated_at desc, session_id desc
-      limit p_limit
+      limit (select p_limit)
     ) as page
   );
 end
