@@ -22,9 +22,9 @@ def passed(output: str) -> int:
     return counts["passed"]
 
 
-@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
-def test_its_own_tests_pass(installed: Install, backend: str) -> None:
-    assert passed(installed(backend).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
+@pytest.mark.parametrize("variant", ["postgres", "postgres-encrypted", "redis", "supabase"])
+def test_its_own_tests_pass(installed: Install, variant: str) -> None:
+    assert passed(installed(variant).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
 
 
 # How the presets run that differ from the one of their backend in their settings alone.
@@ -52,7 +52,7 @@ def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_
 
 
 def test_every_preset_is_run() -> None:
-    runs = {"postgres", "redis", "supabase", *OTHER_SETTINGS, "postgres-pgbouncer"}
+    runs = {"postgres", "redis", "supabase", *OTHER_SETTINGS, "postgres-pgbouncer", "postgres-encrypted"}
     runs.add("supabase-per-user")  # by tests/test_supabase_security.py of every supabase project
     assert set(PRESETS) == runs
 
@@ -113,6 +113,6 @@ def test_what_is_deployed_holds_the_migrations_and_no_development_server(
     if backend != "redis":
         program += "; print(len(backend.migrations()))"
     deployed = Project(tmp_path)
-    assert deployed.run(python, "-c", program).split() == ["False", *(["1"] if backend != "redis" else [])]
+    assert deployed.run(python, "-c", program).split() == ["False", *(["2"] if backend != "redis" else [])]
     with pytest.raises(pytest.fail.Exception, match=rf"exited 1 in [^\n]*\nError: {VARIABLES[backend]} is not set"):
         deployed.run(command, "sessions", "list")

@@ -28,6 +28,7 @@ COMMON = """
 .dockerignore
 .env.example
 .github/workflows/ci.yml
+.github/workflows/update.yml
 .gitignore
 .pre-commit-config.yaml
 AGENTS.md
@@ -54,14 +55,19 @@ src/my_agent/devserver_engine.py
 src/my_agent/devserver_keeper.py
 src/my_agent/devserver_tools.py
 src/my_agent/doctor.py
+src/my_agent/drift.py
 src/my_agent/files.py
 src/my_agent/history.py
 src/my_agent/model.py
 src/my_agent/offline.py
+src/my_agent/py.typed
+src/my_agent/sdk_import.py
+src/my_agent/sdk_sources.py
 src/my_agent/sessions/__init__.py
 src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
+src/my_agent/sessions/layers.py
 src/my_agent/sessions/paging.py
 src/my_agent/sessions/retry.py
 src/my_agent/sessions/session.py
@@ -73,43 +79,65 @@ src/my_agent/transcript.py
 src/my_agent/transfer.py
 src/my_agent/transfer_file.py
 tests/__init__.py
+tests/chaos.py
+tests/chaos_servers.py
 tests/command.py
 tests/conftest.py
 tests/devserver_fixtures.py
+tests/faulty_store.py
 tests/helpers.py
+tests/operations.py
 tests/relay.py
 tests/sample_agent.py
 tests/slow_agent.py
 tests/test_agent.py
 tests/test_agent_runs.py
+tests/test_chaos.py
 tests/test_cli.py
 tests/test_cli_chat.py
+tests/test_compaction_faults.py
+tests/test_concurrency.py
+tests/test_connections.py
 tests/test_contract.py
 tests/test_devserver.py
 tests/test_doctor.py
+tests/test_drift.py
+tests/test_fork.py
 tests/test_history.py
 tests/test_model.py
 tests/test_offline.py
 tests/test_openai_server.py
+tests/test_properties.py
+tests/test_recovery.py
+tests/test_resources.py
 tests/test_sdk_compaction.py
+tests/test_sdk_import.py
+tests/test_secrets.py
 tests/test_transfer.py
+tests/writer.py
 """
 
 OF_ITS_OWN = {
     "postgres": """
 migrations/20261123000001_agent_sessions.sql
+migrations/20261123000002_agent_session_canary.sql
 src/my_agent/cli_db.py
 src/my_agent/devserver_postgres.py
 src/my_agent/sessions/postgres_checks.py
 src/my_agent/sessions/postgres_connection.py
 src/my_agent/sessions/postgres_pool.py
 src/my_agent/sessions/postgres_schema.py
+src/my_agent/sessions/postgres_sdk.py
 src/my_agent/sessions/postgres_session.py
+tests/postgres_chaos.py
 tests/postgres_fixtures.py
 tests/test_postgres_checks.py
 tests/test_postgres_cli.py
 tests/test_postgres_devserver.py
+tests/test_postgres_pooler.py
+tests/test_postgres_resources.py
 tests/test_postgres_schema.py
+tests/test_postgres_sdk.py
 tests/test_postgres_store.py
 """,
     "redis": """
@@ -124,9 +152,11 @@ src/my_agent/sessions/redis_keys.py
 src/my_agent/sessions/redis_opener.py
 src/my_agent/sessions/redis_pool.py
 src/my_agent/sessions/redis_scripts.py
+src/my_agent/sessions/redis_sdk.py
 src/my_agent/sessions/redis_session.py
 src/my_agent/sessions/redis_topology.py
 tests/redis_certificates.py
+tests/redis_chaos.py
 tests/redis_fixtures.py
 tests/redis_groups.py
 tests/redis_servers.py
@@ -137,6 +167,8 @@ tests/test_redis_cluster.py
 tests/test_redis_connection.py
 tests/test_redis_devserver.py
 tests/test_redis_errors.py
+tests/test_redis_resources.py
+tests/test_redis_sdk.py
 tests/test_redis_sentinel.py
 tests/test_redis_store.py
 tests/test_redis_topologies.py
@@ -149,6 +181,7 @@ src/my_agent/devserver_roles.sql
 src/my_agent/devserver_supabase.py
 src/my_agent/sessions/postgres_connection.py
 src/my_agent/sessions/postgres_schema.py
+src/my_agent/sessions/postgres_sdk.py
 src/my_agent/sessions/supabase_checks.py
 src/my_agent/sessions/supabase_client.py
 src/my_agent/sessions/supabase_connection.py
@@ -159,20 +192,52 @@ supabase/config.toml
 supabase/local/gateway.conf.template
 supabase/local/roles.sh
 supabase/migrations/20261123000001_agent_sessions.sql
+supabase/migrations/20261123000002_agent_session_canary.sql
+tests/supabase_chaos.py
 tests/supabase_fixtures.py
 tests/test_supabase_checks.py
 tests/test_supabase_devserver.py
 tests/test_supabase_errors.py
 tests/test_supabase_migrations.py
+tests/test_supabase_resources.py
 tests/test_supabase_security.py
 tests/test_supabase_store.py
 """,
 }
 
 
+OF_ENCRYPTION = """
+src/my_agent/cli_encryption.py
+src/my_agent/reencryption.py
+src/my_agent/sessions/encrypted_store.py
+src/my_agent/sessions/encryption.py
+src/my_agent/sessions/encryption_checks.py
+tests/test_encryption.py
+tests/test_encryption_cli.py
+tests/test_encryption_dump.py
+tests/test_encryption_rotation.py
+"""
+
+
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
 def test_the_answers_give_exactly_these_files(render: Render, backend: str) -> None:
     assert render(backend=backend).files() == sorted((COMMON + OF_ITS_OWN[backend]).split())
+
+
+@pytest.mark.parametrize("backend", OF_ITS_OWN)
+def test_encryption_adds_exactly_these_files(render: Render, backend: str) -> None:
+    files = render(backend=backend, encryption=True).files()
+    assert files == sorted((COMMON + OF_ITS_OWN[backend] + OF_ENCRYPTION).split())
+
+
+@pytest.mark.parametrize("backend", OF_ITS_OWN)
+def test_nothing_of_encryption_is_left_where_it_was_not_chosen(render: Render, backend: str) -> None:
+    project = render(backend=backend)
+    words = re.compile(r"SESSION_ENCRYPTION|reencrypt|encrypted_store|encryption=")
+    # These say what to do about sessions that are encrypted already.
+    told = ["README.md", "src/my_agent/sessions/store.py"]
+    assert [name for name in project.files() if words.search(project.read(name))] == told
+    assert "cryptography" not in str(tomllib.loads(project.read("pyproject.toml"))["project"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -284,6 +349,7 @@ def test_copier_needs_no_trust() -> None:
 # Unset means an embedded server; the example is the one of docker-compose.yml.
 ADDRESSES = {
     "postgres": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:{POSTGRES_PORT}/app"},
+    "postgres-encrypted": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:{POSTGRES_PORT}/app"},
     "redis": {"REDIS_URL": "redis://:{REDIS_PASSWORD}@localhost:{REDIS_PORT}/0", "SESSION_TTL": "2592000"},
     "supabase": {"SUPABASE_URL": "http://localhost:{SUPABASE_PORT}"},
 }

@@ -5,6 +5,7 @@ What TEST_REDIS_TOPOLOGY names is started by `start`.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,14 @@ from .redis_servers import (
     until,
     with_users,
 )
+
+
+def start_again(killed: Server) -> None:
+    """Start it with the same options, and what is left in its folder. `Server.kill` ends it."""
+    with (killed.folder / "log").open("ab") as output:
+        command = killed.process.args
+        killed.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    until(killed.settled, f"{killed.folder.name} listens again")
 
 
 @dataclass
@@ -66,11 +75,11 @@ def watched(folder: Path) -> Iterator[Watched]:
         with sentinel.client() as client:
             periods = ("INFO-PERIOD", "100", "PUBLISH-PERIOD", "100", "PING-PERIOD", "100")
             client.execute_command("SENTINEL", "DEBUG", *periods)
-            until(partial(_can_be_promoted, client), "the Sentinel has looked at the replica")
+            until(partial(can_be_promoted, client), "the Sentinel has looked at the replica")
         yield Watched(primary, replica, sentinel)
 
 
-def _can_be_promoted(sentinel: Any) -> bool:
+def can_be_promoted(sentinel: Any) -> bool:
     replicas = sentinel.execute_command("SENTINEL", "REPLICAS", "main")
     return ["master-link-status", "ok"] in [replica[at : at + 2] for replica in replicas for at in range(len(replica))]
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from .app import EMBEDDED, server
 from .backend import check_server, prepare
 from .devserver import DevServerError
+from .drift import check_drift
 from .sessions import SessionStore, SessionStoreError, open_store
 from .sessions.checks import Check
 from .sessions.store import Batch, Row, SessionKey
@@ -58,6 +59,8 @@ async def diagnose() -> AsyncGenerator[Check, None]:
     yield Check("settings", "ok", "The settings can be read.")
     yield _check_env_file(Path(".env"))
     yield _check_model(settings)
+    for check in await asyncio.to_thread(lambda: list(check_drift())):
+        yield check
     try:
         with server(settings) as chosen:
             if chosen is not settings:
@@ -99,6 +102,7 @@ async def _check_round_trip(store: SessionStore) -> Check:
     begin = perf_counter()
     try:
         try:
+            await store.check_key()
             await store.append(key, Batch.of([Row(_TEXT, "user")]))
             exact = await store.tail(key, None) == [_TEXT]
         finally:

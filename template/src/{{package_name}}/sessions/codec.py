@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from .store import SEALED
+
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
 
@@ -55,7 +57,7 @@ def decode_item(text: str) -> TResponseInputItem:
     try:
         item = json.loads(text)
     except (ValueError, RecursionError):
-        raise UnreadableItem("not JSON") from None
+        raise UnreadableItem("encrypted" if text.startswith(SEALED) else "not JSON") from None
     if not isinstance(item, dict):
         raise UnreadableItem("JSON, but no object")
     return cast("TResponseInputItem", item)

@@ -19,12 +19,14 @@ from .store import (
     StoreUnavailable,
 )
 
-SCHEMA_VERSION = 20261123000001
+SCHEMA_VERSION = 20261123000002
 """The newest migration that this program was written for."""
 
 EXAMPLE = "postgresql://user:password@host:5432/name"
 
-VERSION_STATEMENT = "SELECT public.agent_session_schema_version()"
+# As texts: for an array of numbers asyncpg asks the server what that is, once on each connection, and turns the setting
+# `jit` off and on around the question. Behind a transaction pooler it stays off if another connection turns it on.
+VERSION_STATEMENT = "SELECT public.agent_session_schema_version()::text[]"
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """All that asyncpg raises. A timeout is an OSError; a cut connection is at times an InternalClientError."""
@@ -102,13 +104,13 @@ def connect_options(settings: PostgresSettings) -> dict[str, Any]:
     return {**options, "server_settings": {"application_name": COMMAND}}
 
 
-def check_version(versions: Sequence[int]) -> None:
+def check_version(versions: Sequence[int | str]) -> None:
     """Compare the schema's [version, oldest program it still serves] with this program.
 
     Raises:
         SchemaOutdated: One of them is too old for the other; the message says which.
     """
-    version, oldest_program = versions
+    version, oldest_program = map(int, versions)
     if version < SCHEMA_VERSION:
         raise SchemaOutdated(
             f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. "
@@ -155,11 +157,13 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             cut = code[:2] == "08" or code[:4] == "57P0"
             return StoreUnavailable(f"{server} cannot serve now: {problem}.", maybe_applied=sent and cut)
     match error:
+        case asyncpg.DataError():  # its message quotes the value
+            return SessionStoreError(f"{server}: a value of this call cannot be stored (half a surrogate pair?).")
         case asyncpg.PostgresError():
             return SessionStoreError(f"{server} refused the statement ({code}): {problem}")
         case asyncpg.ClientConfigurationError():
             return SettingMissing(f"{settings.variable} cannot be used: {error}.")
-        case asyncpg.DataError() | asyncpg.UnsupportedClientFeatureError():
+        case asyncpg.UnsupportedClientFeatureError():
             return SessionStoreError(f"{server}: {error}")
         case TimeoutError():
             what = "did not answer" if sent else "gave no free connection"

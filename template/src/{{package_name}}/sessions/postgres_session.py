@@ -28,8 +28,9 @@ from .postgres_connection import (
     translate,
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
+from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -89,25 +90,42 @@ class PostgresStore(SessionStore):
         sessions = [_session_info(row) for row in json.loads(page)]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
+    @settles
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
         encoded = None if metadata is None else json.dumps(metadata)
         return bool(await self._call("SELECT public.agent_session_update($1, $2, $3, $4)", *key, title, encoded))
 
+    @settles
+    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        statement = "SELECT public.agent_session_rewrite($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        rows = (list(before.rows), list(after.rows))
+        metadata = (json.dumps(before.metadata), json.dumps(after.metadata))
+        return bool(await self._call(statement, *key, before.first, *rows, before.title, after.title, *metadata))
+
+    @settles
     async def delete_session(self, key: SessionKey) -> bool:
         return bool(await self._call("SELECT public.agent_session_delete($1, $2)", *key))
 
+    @settles
     async def delete_user(self, user_id: str) -> int:
         return int(await self._call("SELECT public.agent_session_delete_user($1)", user_id))
 
+    @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         return int(await self._call("SELECT public.agent_session_prune($1, $2)", older_than, limit))
+
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        now: str | None = await self._call("SELECT public.agent_session_canary($1, $2, $3)", "", kept, text)
+        return now
 
     async def ping(self) -> None:
         check_version(await self._call(VERSION_STATEMENT))
 
     async def close(self) -> None:
+        if self.inherited:
+            return
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.close()
@@ -133,7 +151,7 @@ class PostgresStore(SessionStore):
             ours = translate(error, self.settings, sent=True)
             if isinstance(ours, StoreUnavailable) and ours.maybe_applied:
                 pool.forget_idle()
-            raise ours from error
+            raise ours from _without_values(error)
 
     async def _open(self) -> ConnectionPool:
         if self._moved_to_this_loop(self._pool is not None):
@@ -183,6 +201,13 @@ class PostgresSession(SharedStoreSession):
             settings = settings.model_copy(update={"database_url": SecretStr(dsn)})
         key = SessionKey(user_id, session_id)
         super().__init__(settings.dsn, lambda: PostgresStore(settings), key, session_settings)
+
+
+def _without_values(error: BaseException) -> BaseException | None:
+    """The cause of an error as tracebacks may show it: values of a call and rows of a table stay out of logs."""
+    if isinstance(error, asyncpg.PostgresError):
+        error.detail = None
+    return None if isinstance(error, asyncpg.DataError) else error
 
 
 def _session_info(row: Mapping[str, Any]) -> SessionInfo:

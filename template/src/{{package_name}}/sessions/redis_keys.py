@@ -7,7 +7,7 @@ A session has three keys with one hash tag, `{user/session}`, so they live in on
     agent:{ada/chat-1}:batches   sorted set: ids of the last minutes' batches, to recognise a repeated one
 
 Two sorted sets list sessions by the time they were last written to: `agent:sessions`, and `agent:sessions:ada` for a
-user's.
+user's. If sessions are encrypted, `agent:canary` tells with which key.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ def keys_of(prefix: str, key: SessionKey) -> SessionKeys:
 def index_of(prefix: str, user_id: str | None) -> str:
     """The index of a user's sessions; None: of everybody's."""
     return f"{prefix}:sessions" if user_id is None else f"{prefix}:sessions:{user_id.translate(_ESCAPES)}"
+
+
+def canary_key(prefix: str) -> str:
+    """Where the text is kept that tells which keys are the right ones."""
+    return f"{prefix}:canary"
 
 
 def session_of(member: str) -> SessionKey:

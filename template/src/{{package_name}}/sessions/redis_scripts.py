@@ -150,6 +150,54 @@ end
 return 1
 """)
 
+# KEYS: items, info. ARGV: had title, title, metadata, has title, title, metadata, first, number of texts, the expected
+# texts, the texts. False if something is not as expected. No time changes, and none to live.
+REWRITE = Script.of("""
+local known = redis.call('HMGET', KEYS[2], 'title', 'metadata', 'created_at')
+if not known[3] or known[1] ~= (ARGV[1] == '1' and ARGV[2]) or (known[2] or '{}') ~= ARGV[3] then
+  return 0
+end
+local first, count = tonumber(ARGV[7]), tonumber(ARGV[8])
+if count > 0 then
+  local rows = redis.call('LRANGE', KEYS[1], 0, -1)
+  for position = 1, count do
+    if rows[first + position] ~= ARGV[8 + position] then
+      return 0
+    end
+  end
+  for position = 1, count do
+    rows[first + position] = ARGV[8 + count + position]
+  end
+  -- All are written behind the old ones, which then go: so the list is never empty, and keeps its time to live.
+  for from = 1, #rows, 1000 do
+    redis.call('RPUSH', KEYS[1], unpack(rows, from, math.min(from + 999, #rows)))
+  end
+  redis.call('LTRIM', KEYS[1], #rows, -1)
+end
+if ARGV[4] == '1' then
+  redis.call('HSET', KEYS[2], 'title', ARGV[5])
+end
+if (known[2] or '{}') ~= ARGV[6] then
+  redis.call('HSET', KEYS[2], 'metadata', ARGV[6])
+end
+return 1
+""")
+
+# KEYS: the canary. ARGV: is one expected, which, is there a new one, which. Returns what is kept then.
+CANARY = Script.of("""
+local kept = redis.call('GET', KEYS[1])
+if kept == (ARGV[1] == '1' and ARGV[2]) then
+  if ARGV[3] == '1' then
+    redis.call('SET', KEYS[1], ARGV[4])
+    return ARGV[4]
+  elseif kept then
+    redis.call('DEL', KEYS[1])
+    return false
+  end
+end
+return kept
+""")
+
 # KEYS: items, info, and the indexes if they are on this server. ARGV: delete only if last written before this time in
 # microseconds (0: in any case), member. Returns 1 if the session was deleted, 0 if it was written to since, -1 if there
 # is none; and when it was last written to. What is known of its batches stays: a late repeat must not bring it back.

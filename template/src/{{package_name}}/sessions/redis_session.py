@@ -22,10 +22,11 @@ from . import redis_index
 from .paging import decode_cursor, encode_cursor
 from .redis_connection import Argument, RedisConnection, RedisSettings, Script
 from .redis_index import Entry
-from .redis_keys import index_of, keys_of, microseconds, session_of
-from .redis_scripts import APPEND, CLEAR, DELETE, POP, REPLACE_TAIL, UPDATE
+from .redis_keys import canary_key, index_of, keys_of, microseconds, session_of
+from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, REPLACE_TAIL, REWRITE, UPDATE
+from .retry import settles
 from .shared import SharedStoreSession
-from .store import COMMAND, Batch, SchemaOutdated, SessionInfo, SessionKey, SessionPage, SessionStore
+from .store import COMMAND, Batch, Content, SchemaOutdated, SessionInfo, SessionKey, SessionPage, SessionStore
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -95,6 +96,7 @@ class RedisStore(SessionStore):
                     break
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
+    @settles
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
@@ -102,19 +104,38 @@ class RedisStore(SessionStore):
         arguments = [*_optional(title), *_optional(encoded)]
         return bool(await self._open().evaluate(UPDATE, [keys_of(self._prefix, key).info], arguments))
 
+    @settles
+    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        info: list[Argument] = [
+            part for each in (before, after) for part in (*_optional(each.title), json.dumps(each.metadata))
+        ]
+        arguments: list[Argument] = [*info, before.first, len(before.rows), *before.rows, *after.rows]
+        keys = keys_of(self._prefix, key)
+        return bool(await self._open().evaluate(REWRITE, [keys.items, keys.info], arguments))
+
+    @settles
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._delete([Entry(0, keys_of(self._prefix, key).member)]) == 1
 
+    @settles
     async def delete_user(self, user_id: str) -> int:
         return await self._delete_listed(index_of(self._prefix, user_id))
 
+    @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         return await self._delete_listed(index_of(self._prefix, None), microseconds(older_than), limit)
+
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        arguments = [*_optional(kept), *_optional(text)]
+        now: str | None = await self._open().evaluate(CANARY, [canary_key(self._prefix)], arguments)
+        return now
 
     async def ping(self) -> None:
         await check_format(self._open(), self._prefix)
 
     async def close(self) -> None:
+        if self.inherited:
+            return
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()

@@ -92,6 +92,7 @@ class Server:
     async def _connect(self) -> AbstractConnection:
         if self._sentinel is not None:
             primary = await self._sentinel.discover_master(self._address.service)
+            notice_cancellation()
             if primary != self._primary:
                 self._primary = primary
                 await self._pool.forget_idle()
@@ -190,6 +191,7 @@ class Cluster:
     async def _find_nodes(self) -> None:
         async with asyncio.timeout(self._timeout):
             await self._nodes.initialize()
+        notice_cancellation()
         self._stale = False
         known = {(node.host, int(node.port)) for node in self._nodes.nodes_cache.values()}
         for gone in self._pools.keys() - known:
@@ -226,3 +228,9 @@ def _without_errors(replies: list[Any]) -> list[Any]:
         if isinstance(reply, ResponseError):
             raise reply
     return replies
+
+
+def notice_cancellation() -> None:
+    """Let a cancellation go on that `asyncio.wait_for` of Python 3.11 swallowed inside of the client library."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError

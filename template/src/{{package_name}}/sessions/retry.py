@@ -1,18 +1,20 @@
-"""Repeating a call while the store is away."""
+"""Repeating a call while the store is away; seeing a change through although its caller is cancelled."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
 from time import monotonic
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .store import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 async def retried(operation: Callable[[], Awaitable[T]], seconds: float, *, repeatable: bool = True) -> T:
@@ -33,3 +35,29 @@ async def retried(operation: Callable[[], Awaitable[T]], seconds: float, *, repe
         # At once the first time (an idle connection was cut), then slower, and not all clients together.
         await asyncio.sleep(min(pause * random.uniform(0.5, 1), deadline - now))  # noqa: S311 - no secret
         pause = min(max(pause * 2, 0.05), 1.0)
+
+
+async def settled(change: Awaitable[T]) -> T:
+    """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on."""
+    task = asyncio.ensure_future(change)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("A cancelled call failed: %s", task.exception())
+        raise cancelled
+    return task.result()
+
+
+def settles(change: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """For a method of a store: it is finished before a cancellation goes on, so that nothing happens later."""
+
+    @wraps(change)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await settled(change(*args, **kwargs))
+
+    return call

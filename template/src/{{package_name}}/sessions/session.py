@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of
 from .compaction import compaction_snapshot
-from .retry import retried
+from .retry import retried, settled
 from .store import Batch, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner
 
 if TYPE_CHECKING:
@@ -106,12 +106,13 @@ class StoredSession:
         If the connection is lost before the answer arrives, the item may be gone: `StoreUnavailable` says so.
         """
         self._check_owner(wrapper)
-        return await _settled(self._pop())
+        return await settled(self._pop())
 
     async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items; title and metadata stay."""
         self._check_owner(wrapper)
-        await self._changed(lambda: self.store.clear(self.key))
+        # Not repeated when cancelled: a first attempt that is carried out late would clear what came after the second.
+        await settled(self._retried(lambda: self.store.clear(self.key)))
 
     # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
 
@@ -205,25 +206,9 @@ class StoredSession:
         try:
             return await self._retried(operation)
         except asyncio.CancelledError:
-            await _settled(self._retried(operation))
+            await settled(self._retried(operation))
             raise
 
     async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""
         return await retried(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
-
-
-async def _settled(change: Awaitable[T]) -> T:
-    """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on."""
-    task = asyncio.ensure_future(change)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled() and task.exception() is not None:
-            logger.warning("A cancelled call failed: %s", task.exception())
-        raise cancelled
-    return task.result()

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
+from .layers import layered
 from .session import StoredSession
-from .store import SessionKey, SessionStore
+from .store import INHERITED, SessionKey, SessionStore, SessionStoreError
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -45,14 +46,20 @@ class SharedStoreSession(StoredSession):
 
     @property
     def store(self) -> SessionStore:
-        """The shared store on the running event loop."""
+        """The shared store on the running event loop.
+
+        Raises:
+            SessionStoreError: The parent of this process, from which it was forked, uses this session.
+        """
         place = (asyncio.get_running_loop(), self._address)
         shared = _shared.get(place)
         if shared is None:
+            if any(self in other.users and other.store.inherited for other in _shared.values()):
+                raise SessionStoreError(INHERITED)
             for loop, address in list(_shared):
                 if loop.is_closed():  # its connections died with it
                     del _shared[loop, address]
-            shared = _shared[place] = _Shared(self._make_store())
+            shared = _shared[place] = _Shared(layered(self._make_store()))
         shared.users.add(self)
         return shared.store
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
+from weakref import WeakSet
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -56,6 +58,10 @@ class SchemaOutdated(SessionStoreError):
     """What is stored and this program do not fit together: one of them is too old."""
 
 
+class WrongKey(SessionStoreError):
+    """What is stored is encrypted, and this program does not hold the key."""
+
+
 class StoreRefused(SessionStoreError):
     """The server answered and will not serve us: password, permission, missing database, full disk."""
 
@@ -70,6 +76,15 @@ class StoreUnavailable(SessionStoreError):
     def __init__(self, message: str, *, maybe_applied: bool = False) -> None:
         super().__init__(message)
         self.maybe_applied = maybe_applied
+
+
+SEALED = "sealed:"
+"""Beginning of a stored text that is encrypted; the short name of its key follows. No item begins like this."""
+
+
+def key_of(sealed: str) -> str:
+    """The short name of the key that a text is encrypted with."""
+    return sealed.removeprefix(SEALED).partition(":")[0][:8]
 
 
 class SessionKey(NamedTuple):
@@ -138,6 +153,16 @@ class SessionPage(NamedTuple):
 
     sessions: list[SessionInfo]
     next_cursor: str | None
+
+
+class Content(NamedTuple):
+    """What people wrote in a session: its title, its metadata, and some of its rows."""
+
+    title: str | None
+    metadata: Mapping[str, Any]
+    rows: Sequence[str] = ()
+    first: int = 0
+    """How many rows there are before these, which are older. (Rows that are appended do not change it.)"""
 
 
 class StoreSettings(BaseSettings):
@@ -231,6 +256,17 @@ class SessionStore(ABC):
         """Set title, metadata (as a whole) or both; None leaves one as it is. False if there is no such session."""
 
     @abstractmethod
+    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        """Put what `after` holds in the place of what `before` holds, row by row, if all of it is still as in `before`.
+
+        A title that is None in `after` stays. Nothing else changes: neither the order and number of rows, nor any time,
+        nor the session's place in a listing.
+
+        Returns:
+            False if something was not as in `before`: then nothing was changed.
+        """
+
+    @abstractmethod
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove a session and everything in it. False if there was none."""
 
@@ -245,8 +281,32 @@ class SessionStore(ABC):
     # ── The store itself ────────────────────────────────────────────────────
 
     @abstractmethod
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        """Keep `text` for the whole store if `kept` is what is kept so far; None is nothing in both places.
+
+        So `canary()` reads, `canary(None, text)` keeps a first one, `canary(kept, None)` removes it. Of many at once
+        one wins.
+
+        Returns:
+            What is kept now.
+        """
+
+    @abstractmethod
     async def ping(self) -> None:
         """Return if the server answers and its schema fits; raise what is wrong otherwise."""
+
+    async def check_key(self) -> None:
+        """Return if this program can read what is stored.
+
+        Raises:
+            WrongKey: It is encrypted.
+        """
+        if (kept := await self.canary()) is not None:
+            raise WrongKey(
+                f"The stored sessions are encrypted with key {key_of(kept)}, and this project was made without "
+                "encryption. Turn it on again (`uvx copier update --data encryption=true`); to go without, first run "
+                f"`{COMMAND} sessions reencrypt --decrypt` there."
+            )
 
     @abstractmethod
     async def close(self) -> None:
@@ -259,15 +319,24 @@ class SessionStore(ABC):
             opened: Whether there is anything.
 
         Raises:
-            SessionStoreError: The other loop still uses it.
+            SessionStoreError: The other loop still uses it, or the parent of this process.
         """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return False
+        if opened and self.inherited:
+            raise SessionStoreError(INHERITED)
         if opened and self._loop is not None and not self._loop.is_closed():
             raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
         self._loop = loop
+        _used.add(self)
+        _inherited.discard(self)
         return True
+
+    @property
+    def inherited(self) -> bool:
+        """Whether the parent of this process, from which it was forked, opened it."""
+        return self in _inherited
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
@@ -275,6 +344,7 @@ class SessionStore(ABC):
     async def __aenter__(self) -> Self:
         try:
             await self.ping()
+            await self.check_key()
         except BaseException:
             await self.close()
             raise
@@ -284,3 +354,26 @@ class SessionStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+INHERITED = (
+    "This was opened before the process forked, and its connections belong to the parent. "
+    "In the child make a new store or session, on a new event loop (asyncio.run)."
+)
+"""What a child is told that uses a store or session of its parent."""
+
+_used: WeakSet[SessionStore] = WeakSet()
+_inherited: set[SessionStore] = set()
+"""Kept for ever: were they collected, their connections would be closed, and the parent would not hear of its own any
+more, because both processes have the same selector."""
+
+
+def _disown() -> None:
+    for store in _used:
+        if store._loop is not None and not store._loop.is_closed():
+            _inherited.add(store)
+            store._loop = None  # no loop is this one's, so the next call asks `_moved_to_this_loop`
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_disown)

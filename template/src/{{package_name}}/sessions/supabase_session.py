@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from .paging import decode_cursor, encode_cursor
+from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner
 from .supabase_connection import SupabaseSettings, subject_of
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class SupabaseStore(SessionStore):
         sessions = [_session_info(row) for row in page]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
+    @settles
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
@@ -118,20 +120,43 @@ class SupabaseStore(SessionStore):
         plain = None if metadata is None else json.loads(json.dumps(metadata))
         return bool(await self._call("agent_session_update", **_named(key), p_title=title, p_metadata=plain))
 
+    @settles
+    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        changes = {
+            "p_first": before.first,
+            "p_expected": list(before.rows),
+            "p_contents": list(after.rows),
+            "p_expected_title": before.title,
+            "p_title": after.title,
+            "p_expected_metadata": before.metadata,
+            "p_metadata": after.metadata,
+        }
+        return bool(await self._call("agent_session_rewrite", **_named(key), **changes))
+
+    @settles
     async def delete_session(self, key: SessionKey) -> bool:
         return bool(await self._call("agent_session_delete", **_named(key)))
 
+    @settles
     async def delete_user(self, user_id: str) -> int:
         return int(await self._call("agent_session_delete_user", p_user_id=user_id))
 
+    @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         before = older_than.astimezone(UTC).isoformat()
         return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
+
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        owner = self._owner or ""  # a signed-in user has one of their own
+        now: str | None = await self._call("agent_session_canary", p_user_id=owner, p_kept=kept, p_text=text)
+        return now
 
     async def ping(self) -> None:
         await self._open(check=True)
 
     async def close(self) -> None:
+        if self.inherited:
+            return
         caller, self._caller = self._caller, None
         if caller is not None:
             await caller.close()

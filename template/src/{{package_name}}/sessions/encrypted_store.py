@@ -1,0 +1,250 @@
+"""A store that encrypts what goes into another one, and decrypts what comes out.
+
+Usage::
+
+    async with EncryptedStore(PostgresStore()) as store:
+        await Runner.run(agent, "Hi", session=store.session("chat-1"))
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .encryption import Cipher, EncryptionSettings, sealed_metadata
+from .session import StoredSession
+from .store import (
+    COMMAND,
+    SEALED,
+    Batch,
+    Content,
+    Row,
+    SessionInfo,
+    SessionKey,
+    SessionPage,
+    SessionStore,
+    SettingMissing,
+    StoreUnavailable,
+)
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class EncryptedStore(SessionStore):
+    """Items, titles and metadata are sealed; ids, roles, counts and times are not.
+
+    A row that does not open is handed on as it is stored, which no session can read, and may be put back like this.
+    The first call asks once more whether the keys are the right ones.
+
+    Args:
+        inner: Where everything goes. It must not be entered itself: it would refuse what is encrypted.
+        settings: The keys; those of `inner` if they have any, else from the environment.
+    """
+
+    def __init__(self, inner: SessionStore, settings: EncryptionSettings | None = None) -> None:
+        super().__init__(inner.settings)
+        self.inner = inner
+        known = inner.settings
+        self.keys = settings or (known if isinstance(known, EncryptionSettings) else EncryptionSettings())
+        self._cipher: Cipher | None = None
+
+    def session(
+        self,
+        session_id: str,
+        *,
+        user_id: str = "",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> StoredSession:
+        key = self.inner.session(session_id, user_id=user_id).key  # the inner store may know whose it is
+        return StoredSession(lambda: self, key, session_settings)
+
+    # ── Items ───────────────────────────────────────────────────────────────
+
+    async def append(self, key: SessionKey, batch: Batch) -> None:
+        await self.inner.append(key, _sealed_batch(await self._opened(), key, batch))
+
+    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+        cipher = await self._opened()
+        return self._texts(cipher, key, await self.inner.tail(key, limit))
+
+    async def pop(self, key: SessionKey) -> str | None:
+        """Remove and return the newest row that opens; None if none does. Costs two round trips, or more under load.
+
+        The row is read, opened, and then taken out if it is still there: so none is lost that does not open.
+        """
+        cipher = await _harmless(self._opened())
+        asked = 1
+        while True:
+            rows = await _harmless(self.inner.tail(key, asked))
+            for index in reversed(range(len(rows))):
+                text, opens = self._text(cipher, key, rows[index])
+                if opens:
+                    break
+            else:
+                if len(rows) < asked:
+                    return None
+                asked *= 8
+                continue
+            if await self.inner.replace_tail(key, rows[index:], Batch.of([Row(row) for row in rows[index + 1 :]])):
+                return text
+
+    async def clear(self, key: SessionKey) -> None:
+        await self._opened()
+        await self.inner.clear(key)
+
+    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        """As promised, in two round trips if a tail is expected: sealed texts differ each time, so it is read first."""
+        cipher = await self._opened()
+        sealed = _sealed_batch(cipher, key, batch)
+        if not expected_tail:
+            return await self.inner.replace_tail(key, expected_tail, sealed)
+        stored = await self.inner.tail(key, len(expected_tail))
+        if self._texts(cipher, key, stored) != list(expected_tail):
+            # The batch may be there already, by an earlier attempt whose answer got lost. Nothing but the store knows.
+            stored = [secrets.token_hex()]
+        return await self.inner.replace_tail(key, stored, sealed)
+
+    # ── Sessions ────────────────────────────────────────────────────────────
+
+    async def find_session(self, key: SessionKey) -> SessionInfo | None:
+        cipher = await self._opened()
+        info = await self.inner.find_session(key)
+        return None if info is None else self._info(cipher, info)
+
+    async def list_sessions(
+        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> SessionPage:
+        cipher = await self._opened()
+        page = await self.inner.list_sessions(user_id, limit, cursor)
+        return page._replace(sessions=[self._info(cipher, info) for info in page.sessions])
+
+    async def update_session(
+        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        cipher = await self._opened()
+        title = None if title is None else cipher.seal("title", key, title)
+        metadata = None if metadata is None else cipher.seal_metadata(key, metadata)
+        return await self.inner.update_session(key, title=title, metadata=metadata)
+
+    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        cipher = await self._opened()
+        found = await self.inner.find_session(key)
+        rows = (await self.inner.tail(key, None))[before.first : before.first + len(before.rows)]
+        if found is None:
+            return False
+        info = self._info(cipher, found)
+        texts = self._texts(cipher, key, rows)
+        if (info.title, info.metadata, texts) != (before.title, before.metadata, list(before.rows)):
+            return False
+        title = None if after.title is None else cipher.seal("title", key, after.title)
+        sealed = [cipher.seal_row(key, row) for row in after.rows]
+        new = Content(title, cipher.seal_metadata(key, after.metadata), sealed, after.first)
+        return await self.inner.rewrite(key, Content(found.title, found.metadata, rows, before.first), new)
+
+    async def delete_session(self, key: SessionKey) -> bool:
+        await self._opened()
+        return await self.inner.delete_session(key)
+
+    async def delete_user(self, user_id: str) -> int:
+        await self._opened()
+        return await self.inner.delete_user(user_id)
+
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        await self._opened()
+        return await self.inner.prune(older_than, limit)
+
+    # ── The store itself ────────────────────────────────────────────────────
+
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        return await self.inner.canary(kept, text)
+
+    async def ping(self) -> None:
+        await self.inner.ping()
+        await self._opened()
+
+    async def check_key(self) -> None:
+        """Return if the keys of the settings open what is stored. The first time, a text is kept that tells.
+
+        Raises:
+            WrongKey: They do not.
+            SettingMissing: There are none, or one is none; or what is stored is not encrypted.
+        """
+        cipher = self.keys.cipher
+        kept = await self.inner.canary()
+        if kept is None:
+            await self._refuse_plain_sessions()
+            kept = await self.inner.canary(None, cipher.seal_canary())
+        cipher.check_canary(kept)
+        self._cipher = cipher
+
+    async def close(self) -> None:
+        self._cipher = None
+        await self.inner.close()
+
+    @property
+    def inherited(self) -> bool:
+        return self.inner.inherited
+
+    # ── Inside ──────────────────────────────────────────────────────────────
+
+    async def _opened(self) -> Cipher:
+        if self._cipher is None:
+            await self.check_key()
+        assert self._cipher is not None  # noqa: S101 - else it would have raised
+        return self._cipher
+
+    async def _refuse_plain_sessions(self) -> None:
+        """They would look empty: what is not sealed does not count."""
+        cursor: str | None = None
+        while not self.keys.session_encryption_allow_plaintext:
+            page = await self.inner.list_sessions(limit=500, cursor=cursor)
+            for info in page.sessions:
+                key = SessionKey(info.user_id, info.session_id)
+                texts = await self.inner.tail(key, 1) if info.title is None else [info.title]
+                if any(not text.startswith(SEALED) for text in texts):
+                    raise SettingMissing(
+                        f"There are sessions that are not encrypted. Run `{COMMAND} sessions reencrypt`; until it is "
+                        "done, SESSION_ENCRYPTION_ALLOW_PLAINTEXT=true lets the app read them."
+                    )
+            if (cursor := page.next_cursor) is None:
+                return
+
+    def _text(self, cipher: Cipher, key: SessionKey, row: str) -> tuple[str, bool]:
+        return cipher.open_row(key, row, plain=self.keys.session_encryption_allow_plaintext)
+
+    def _texts(self, cipher: Cipher, key: SessionKey, rows: Sequence[str]) -> list[str]:
+        return [self._text(cipher, key, row)[0] for row in rows]
+
+    def _info(self, cipher: Cipher, info: SessionInfo) -> SessionInfo:
+        key = SessionKey(info.user_id, info.session_id)
+        title, metadata = info.title, cipher.open_metadata(key, info.metadata)
+        plain = self.keys.session_encryption_allow_plaintext
+        if title is not None and not (plain and not title.startswith(SEALED)):
+            title = cipher.open("title", key, title)
+        if plain and sealed_metadata(info.metadata) is None:
+            metadata = info.metadata
+        if metadata is None or (title is None and info.title is not None):
+            logger.warning("Title or metadata of %r do not open; they are shown as missing", key)
+        return replace(info, title=title, metadata=metadata or {})
+
+
+def _sealed_batch(cipher: Cipher, key: SessionKey, batch: Batch) -> Batch:
+    rows = [Row(cipher.seal_row(key, row.content), row.role) for row in batch.rows]
+    title = None if batch.title is None else cipher.seal("title", key, batch.title)
+    return batch._replace(rows=rows, title=title)
+
+
+async def _harmless(call: Awaitable[T]) -> T:
+    """The outcome of a call that changes nothing, so that what it is a part of may be repeated if it fails."""
+    try:
+        return await call
+    except StoreUnavailable as error:
+        raise StoreUnavailable(str(error)) from error
