@@ -95,6 +95,7 @@ tests/test_agent_runs.py
 tests/test_chaos.py
 tests/test_cli.py
 tests/test_cli_chat.py
+tests/test_compaction_crashes.py
 tests/test_compaction_faults.py
 tests/test_concurrency.py
 tests/test_connections.py
@@ -104,6 +105,7 @@ tests/test_doctor.py
 tests/test_drift.py
 tests/test_fork.py
 tests/test_history.py
+tests/test_inputs.py
 tests/test_model.py
 tests/test_offline.py
 tests/test_openai_server.py
@@ -157,6 +159,7 @@ src/my_agent/sessions/redis_session.py
 src/my_agent/sessions/redis_topology.py
 tests/redis_certificates.py
 tests/redis_chaos.py
+tests/redis_failover.py
 tests/redis_fixtures.py
 tests/redis_groups.py
 tests/redis_servers.py

@@ -55,9 +55,9 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
-    """A primary and a replica with one Sentinel, which is in a hurry."""
-    at_once = ("--repl-diskless-sync-delay", "0")
+def watched(folder: Path, *options: str) -> Iterator[Watched]:
+    """A primary and a replica, both with `options`, and one Sentinel, which is in a hurry."""
+    at_once = ("--repl-diskless-sync-delay", "0", *options)
     with ExitStack() as stack:
         primary = stack.enter_context(one(folder / "primary", "--masterauth", PASSWORD, *at_once))
         follow = ("--masterauth", PASSWORD, "--replicaof", f"127.0.0.1 {primary.port}", *at_once)
@@ -121,13 +121,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, size: int = 3, *, replicas: int = 0) -> Iterator[Cluster]:
+def cluster(folder: Path, *options: str, size: int = 3, replicas: int = 0) -> Iterator[Cluster]:
     """A cluster; `replicas` of its primaries have one, the first primaries first.
 
     Takes two seconds: the servers' own pause before a new cluster may be written.
     """
     with ExitStack() as stack:
-        nodes = [stack.enter_context(node_of_cluster(folder / str(number))) for number in range(size + replicas)]
+        folders = [folder / str(number) for number in range(size + replicas)]
+        nodes = [stack.enter_context(node_of_cluster(each, *options)) for each in folders]
         for number, node in enumerate(nodes):
             with node.client() as client:
                 if number < size:

@@ -68,7 +68,11 @@ class ApprovalNeeded:
     """The turn stands still until its tool calls are decided.
 
     Decide each with `state.approve` or `state.reject`, then give `state` to `run_turn`; in another process, after
-    `state.to_json()` and `RunState.from_json(…, context_override=RunContext(user_id))`: tools want their context back.
+    `state.to_json()` and `RunState.from_json(…, context_override=RunContextWrapper(RunContext(user_id)))`: tools want
+    their context back.
+
+    If the store fails while the turn goes on, take `state.to_json()` once more and resume from that: it knows what was
+    stored. If the SDK refuses it, say something new. An older JSON would call the tools again.
     """
 
     calls: list[ToolCalled]
