@@ -105,7 +105,6 @@ tests/test_doctor.py
 tests/test_drift.py
 tests/test_fork.py
 tests/test_history.py
-tests/test_inputs.py
 tests/test_model.py
 tests/test_offline.py
 tests/test_openai_server.py
@@ -159,7 +158,6 @@ src/my_agent/sessions/redis_session.py
 src/my_agent/sessions/redis_topology.py
 tests/redis_certificates.py
 tests/redis_chaos.py
-tests/redis_failover.py
 tests/redis_fixtures.py
 tests/redis_groups.py
 tests/redis_servers.py

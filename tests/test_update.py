@@ -1,130 +1,219 @@
-"""`copier update` brings what is new and keeps what is the user's."""
+"""`copier update` brings what is new and keeps what is the user's, from every release there was."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import copier
 import pytest
 import yaml
 
-from .conftest import ROOT, Project, commit_all, copy_working_tree, git
+from . import lifetime
+from .conftest import Install, Project, commit_all, embedded_server, git
+from .lifetime import (
+    COPIED_ONCE,
+    MIGRATIONS,
+    STARTS,
+    STARTS_IDS,
+    Release,
+    assert_kept,
+    assert_no_conflict,
+    assert_same,
+    edit,
+    make_own,
+    refused,
+    start,
+    update,
+)
 
 # An old release may warn of what has been mended since.
 pytestmark = pytest.mark.filterwarnings("default")
 
-FILES = "template/src/{{package_name}}"
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template with all its releases."""
+    return lifetime.rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
+
+
+@pytest.mark.parametrize(("release", "backend"), STARTS, ids=STARTS_IDS)
+def test_an_untouched_project_becomes_what_a_new_one_is(
+    releases: Path, tmp_path: Path, release: Release, backend: str
+) -> None:
+    project = start(releases, tmp_path / "project", release.tag, backend=backend)
+    update(project)
+    assert_no_conflict(project)
+    assert_same(project, start(releases, tmp_path / "fresh", backend=backend), but=COPIED_ONCE)
+
+
+@pytest.mark.parametrize(("release", "backend"), STARTS, ids=STARTS_IDS)
+def test_what_users_change_is_kept(releases: Path, tmp_path: Path, release: Release, backend: str) -> None:
+    project = start(releases, tmp_path / "project", release.tag, backend=backend)
+    own = make_own(project, backend)
+    update(project)
+    assert_no_conflict(project)
+    assert_kept(project, own)
+    fresh = start(releases, tmp_path / "fresh", backend=backend)
+    assert_same(project, fresh, but=own.keys() | COPIED_ONCE)
+
+
+OLDEST = {backend: release for release, backend in reversed(STARTS)}
+
+
+@pytest.mark.parametrize("backend", OLDEST)
+def test_an_old_project_works_after_the_update_with_its_agent_and_its_data(
+    releases: Path, tmp_path: Path, installed: Install, backend: str
+) -> None:
+    project = start(releases, tmp_path / "project", OLDEST[backend].tag, backend=backend)
+    make_own(project, backend)
+    (project.path / "uv.lock").unlink()
+    project.run("uv", "sync", "--quiet")
+    with embedded_server(installed(backend), tmp_path / "server") as server:
+
+        def agent(*command: str) -> str:
+            return project.run(".venv/bin/my-agent", *command, **server)
+
+        if backend in MIGRATIONS:
+            agent("db", "upgrade")
+        agent("chat", "My name is Ada", "--session", "s", "--user", "ada")
+        before = agent("sessions", "export")
+        commit_all(project.path, "With the lock file")
+        update(project)
+        project.run("uv", "sync", "--quiet")
+        if backend in MIGRATIONS:
+            agent("db", "upgrade")
+        assert agent("sessions", "export") == before
+        assert "Your name is Ada." in agent("chat", "What is my name?", "--session", "s", "--user", "ada")
+        assert agent("ours") == "ours: 7\n"
+    # The agent that it was made with goes on working, too.
+    git(project.path, "checkout", "-q", "HEAD~1", "--", *COPIED_ONCE)
+    project.run("uv", "run", "pytest", "-q", "tests/test_agent.py", "tests/test_ours.py", "tests/test_cli.py")
+
+
+# ── The schema ──────────────────────────────────────────────────────────────
+
+VERSIONS = """
+create or replace function public.agent_session_schema_version() returns bigint[]
+language sql stable set search_path = '' as $$ select array[{newest}, {oldest}]::bigint[] $$;
+"""
+
+
+def release_migration(template: Path, tag: str, newest: int, oldest: int) -> None:
+    """A release with one more migration, whose schema serves programs from `oldest` on."""
+    sql = "alter table public.agent_sessions add column note text default 'new';\n" if oldest < newest else ""
+    text = sql + VERSIONS.format(newest=newest, oldest=oldest)
+    for folder in MIGRATIONS.values():
+        (template / f"template/{folder}/{newest}_next.sql").write_text(text)
+    program = template / "template/src/{{package_name}}/sessions/postgres_connection.py"
+    lines = program.read_text().splitlines()
+    program.write_text("\n".join(f"SCHEMA_VERSION = {newest}" if "SCHEMA_VERSION = " in x else x for x in lines) + "\n")
+    commit_all(template, "Another schema", tag=tag)
+
+
+@pytest.mark.parametrize("backend", MIGRATIONS)
+def test_a_newer_schema_keeps_the_rows_and_refuses_programs_that_are_too_old(
+    releases: Path, tmp_path: Path, installed: Install, backend: str
+) -> None:
+    template = lifetime.clone(releases, tmp_path / "template")
+    now = start(template, tmp_path / "project", backend=backend)
+    old = installed(backend)
+    oldest = 20261123000001
+    chat = (".venv/bin/my-agent", "chat", "--session", "s")
+    with embedded_server(old, tmp_path / "server") as server:
+        old.run(".venv/bin/my-agent", "db", "upgrade", **server)
+        old.run(*chat, "My name is Ada", **server)
+        before = old.run(".venv/bin/my-agent", "sessions", "export", **server)
+
+        release_migration(template, "v1001.0.0", 29990101000000, oldest)
+        update(now)
+        now.run("uv", "sync", "--quiet")
+        commit_all(now.path, "A minor release")
+        assert "needs 29990101000000. Run `my-agent db upgrade`" in refused(now, *chat, "Hi", **server)
+        assert "Applied 29990101000000_next." in now.run(".venv/bin/my-agent", "db", "upgrade", **server)
+        assert now.run(".venv/bin/my-agent", "sessions", "export", **server) == before
+        assert "Your name is Ada." in now.run(*chat, "What is my name?", **server)
+        assert "Your name is Ada." in old.run(*chat, "What is my name?", **server)
+
+        release_migration(template, "v1002.0.0", 29990102000000, 29990102000000)
+        update(now)
+        now.run(".venv/bin/my-agent", "db", "upgrade", **server)
+        before = now.run(".venv/bin/my-agent", "sessions", "export", **server)
+        assert "Deploy the current version of this app" in refused(old, *chat, "Hi", **server)
+        assert now.run(".venv/bin/my-agent", "sessions", "export", **server) == before
+
+
+# ── Conflicts ───────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
-def old_template(tmp_path: Path) -> Path:
-    """The last commit before the working tree as release 1.0.0: the newest one whose template differs, or HEAD."""
-    folder = tmp_path / "template"
-    for commit in git(ROOT, "log", "--format=%H", "-n", "20", "--", "template", "copier.yml").split():
-        if git(ROOT, "diff", "--name-only", commit, "--", "template", "copier.yml"):
-            break
-    git(ROOT, "clone", "-q", "--no-hardlinks", str(ROOT), str(folder))
-    git(folder, "checkout", "-q", commit)
-    git(folder, "tag", "v1.0.0")
-    return folder
-
-
-def release(template: Path) -> None:
-    """The working tree as release 2.0.0."""
-    git(template, "rm", "-rq", "--ignore-unmatch", ".")
-    copy_working_tree(template)
-    commit_all(template, "New release", tag="v2.0.0")
-
-
-def start(template: Path, folder: Path, **answers: str) -> Project:
-    copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True, vcs_ref="v1.0.0")
-    commit_all(folder, "Start")
-    return Project(folder)
-
-
-def update(project: Project) -> None:
-    copier.run_update(project.path, defaults=True, overwrite=True, quiet=True)
-    assert git(project.path, "ls-files", "--unmerged") == ""
-    project.run("git", "diff", "--check")
-
-
-def edit(project: Project, name: str, old: str, new: str) -> None:
-    text = project.read(name)
-    assert old in text, f"{name} has no {old!r}"
-    (project.path / name).write_text(text.replace(old, new, 1))
-
-
-def test_an_untouched_project_becomes_what_a_new_one_is(old_template: Path, tmp_path: Path) -> None:
-    project = start(old_template, tmp_path / "project")
-    release(old_template)
-    update(project)
-    copier.run_copy(str(old_template), tmp_path / "fresh", defaults=True, quiet=True, vcs_ref="v2.0.0")
-    fresh = Project(tmp_path / "fresh")
-    own = {"src/my_agent/agent.py", "tests/test_agent.py"}
-    assert set(fresh.files()) - own == set(project.files()) - own
-    for name in set(fresh.files()) - own:
-        assert project.read(name) == fresh.read(name), name
-
-
-def test_what_users_change_is_kept(old_template: Path, tmp_path: Path) -> None:
-    project = start(old_template, tmp_path / "project")
-    path = project.path
-    (path / "src/my_agent/agent.py").write_text("# all mine\n")
-    edit(project, "README.md", "## Update\n", "## Our own section\n\nWith our own words.\n\n## Update\n")
-    edit(project, "docker-compose.yml", "\n  app:\n", "\n  cache:\n    image: memcached:1.6\n\n  app:\n")
-    edit(project, "pyproject.toml", '    "typer', '    "httpx>=0.28",\n    "typer')
-    (path / "migrations/20300101000000_ours.sql").write_text("CREATE TABLE ours (id int);\n")
-    (path / "tests/test_ours.py").write_text("def test_ours() -> None:\n    pass\n")
-    (path / ".env").write_text("OPENAI_API_KEY=ours\n")
-    (path / ".dev").mkdir()
-    (path / ".dev/data").write_text("ours")
-    commit_all(path, "Our own changes")
-
-    # A release that changes files near, and in, what the user changed.
-    release(old_template)
-    template = old_template / FILES
-    (template / "agent.py").write_text('"""A new example agent."""\n')
-    (template / "offline.py").write_text((template / "offline.py").read_text() + "\n# new in this release\n")
-    readme = old_template / "template/README.md.jinja"
-    readme.write_text(readme.read_text() + "\nNew at the end.\n")
-    commit_all(old_template, "Another release", tag="v3.0.0")
-    update(project)
-
-    assert project.read("src/my_agent/agent.py") == "# all mine\n"
-    assert "With our own words." in project.read("README.md")
-    assert project.read("README.md").endswith("New at the end.\n")
-    assert "memcached" in project.read("docker-compose.yml")
-    assert "httpx" in project.read("pyproject.toml")
-    assert "CREATE TABLE ours" in project.read("migrations/20300101000000_ours.sql")
-    assert "test_ours" in project.read("tests/test_ours.py")
-    assert project.read("src/my_agent/offline.py").endswith("# new in this release\n")
-    assert (project.read(".env"), project.read(".dev/data")) == ("OPENAI_API_KEY=ours\n", "ours")
-
-
-def test_a_conflict_is_seen_by_the_check_that_the_readme_names(old_template: Path, tmp_path: Path) -> None:
-    project = start(old_template, tmp_path / "project")
-    first = project.read("README.md").splitlines()[0]
-    edit(project, "README.md", first, "# My own title")
+def conflict(releases: Path, tmp_path: Path) -> Project:
+    """A project whose title was changed both by its user and by a release; about to be updated."""
+    template = lifetime.clone(releases, tmp_path / "template")
+    project = start(template, tmp_path / "project")
+    edit(project, "README.md", "# My Agent\n", "# My own title\n")
     commit_all(project.path, "Our own title")
-    release(old_template)
-    readme = old_template / "template/README.md.jinja"
+    readme = template / "template/README.md.jinja"
     readme.write_text(readme.read_text().replace("# {{ project_name }}", "# The agent {{ project_name }}", 1))
-    commit_all(old_template, "Another title", tag="v3.0.0")
-
-    copier.run_update(project.path, defaults=True, overwrite=True, quiet=True)
-    assert "# My own title" in project.read("README.md")
-    with pytest.raises(pytest.fail.Exception, match=r"exited 2[^\n]*\nREADME.md:\d+: leftover conflict marker"):
-        project.run("git", "diff", "--check")
+    commit_all(template, "Another title", tag="v1001.0.0")
+    return project
 
 
-def test_ci_refuses_a_conflict_that_was_committed(template: Path, tmp_path: Path) -> None:
-    copier.run_copy(str(template), tmp_path / "project", defaults=True, quiet=True)
-    project = Project(tmp_path / "project")
+def check_of_ci(project: Project) -> tuple[str, ...]:
     steps = yaml.safe_load(project.read(".github/workflows/ci.yml"))["jobs"]["test"]["steps"]
-    check = next(step["run"] for step in steps if "conflict" in step.get("name", ""))
-    commit_all(project.path, "Start")
-    project.run("bash", "-e", "-c", check)
-    (project.path / "README.md").write_text("<<<<<<< before updating\nmine\n=======\ntheirs\n>>>>>>> after updating\n")
-    commit_all(project.path, "Not looked at")
-    with pytest.raises(pytest.fail.Exception, match=r"README\.md:1:<<<<<<<"):
-        project.run("bash", "-e", "-c", check)
+    return "bash", "-e", "-c", next(step["run"] for step in steps if "conflict" in step.get("name", ""))
+
+
+def hook(project: Project, name: str) -> tuple[dict[str, list[str]], str]:
+    """A hook of the project's pre-commit configuration, and the release of the repository it is in."""
+    repositories = yaml.safe_load(project.read(".pre-commit-config.yaml"))["repos"]
+    found = [(hook, repository.get("rev", "")) for repository in repositories for hook in repository["hooks"]]
+    return next((hook, rev) for hook, rev in found if hook["id"] == name)
+
+
+def test_a_conflict_is_seen_by_git_by_pre_commit_and_by_ci(conflict: Project) -> None:
+    conflict.run(*check_of_ci(conflict))
+    conflict.run("copier", "update", "--defaults")  # exits 0
+    assert "# My own title" in conflict.read("README.md")
+    assert "README.md" in git(conflict.path, "ls-files", "--unmerged")
+    with pytest.raises(pytest.fail.Exception, match=r"exited 2[^\n]*\nREADME.md:\d+: leftover conflict marker"):
+        conflict.run("git", "diff", "--check")
+
+    merge_conflict, rev = hook(conflict, "check-merge-conflict")
+    tool = ("uvx", "--quiet", "--from", f"pre-commit-hooks=={rev.removeprefix('v')}", "check-merge-conflict")
+    with pytest.raises(pytest.fail.Exception, match=r"README.md:\d+: Merge conflict string"):
+        conflict.run(*tool, *merge_conflict["args"], "README.md")
+
+    commit_all(conflict.path, "Not looked at")
+    with pytest.raises(pytest.fail.Exception, match=r"README\.md:\d:<<<<<<<"):
+        conflict.run(*check_of_ci(conflict))
+
+
+def test_a_rejected_part_is_seen_by_pre_commit_and_by_ci(conflict: Project, installed: Install) -> None:
+    conflict.run("copier", "update", "--defaults", "--conflict", "rej")
+    assert (conflict.path / "README.md.rej").is_file()
+    commit_all(conflict.path, "Not looked at")
+    with pytest.raises(pytest.fail.Exception, match=r"exited 1[^\n]*\nREADME\.md\.rej"):
+        conflict.run(*check_of_ci(conflict))
+
+    rejected, _ = hook(conflict, "update-rejects")
+    config = conflict.path / ".git/hook.json"  # that one hook; the others would have to be fetched
+    config.write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": [rejected]}]}))
+    pre_commit = str(installed("postgres").path / ".venv/bin/pre-commit")
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)Failed.*README\.md\.rej"):
+        conflict.run(pre_commit, "run", "--config", str(config), "--all-files")
+    (conflict.path / "README.md.rej").unlink()
+    commit_all(conflict.path, "Resolved")
+    conflict.run(pre_commit, "run", "--config", str(config), "--all-files")
+    conflict.run(*check_of_ci(conflict))
+
+
+def test_an_update_can_be_given_up_as_the_readme_says(conflict: Project) -> None:
+    (conflict.path / ".env").write_text("OPENAI_API_KEY=ours\n")
+    conflict.run("copier", "update", "--defaults", "--data", "backend=redis")
+    assert git(conflict.path, "status", "--short") != ""
+    command = "git reset --hard && git clean -di"
+    assert command in " ".join(conflict.read("README.md").split())
+    conflict.run("git", "reset", "--hard")
+    conflict.run("git", "clean", "-d", "--force")  # -i asks
+    assert git(conflict.path, "status", "--short") == ""
+    assert conflict.read("README.md").startswith("# My own title\n")
+    assert conflict.read(".env") == "OPENAI_API_KEY=ours\n"

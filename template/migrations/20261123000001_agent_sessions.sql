@@ -27,7 +27,8 @@ begin
   if v_columns is distinct from 'content text, created_at time, id int, role text, session_id text' then
     raise exception 'table public.agent_sessions belongs to something else (its columns: %)', v_columns
       using hint = case when to_regclass('public.agent_messages') is not null
-        then 'It looks like the table of the SDK''s SQLAlchemySession. Rename it, or use another database for this app.'
+        then 'It looks like the table of the SDK''s SQLAlchemySession. Rename it, or use another database for this app; '
+          'then `sessions import --from <address of this database>` brings its conversations in.'
         else 'Rename it, or use another database for this app.' end;
   end if;
   alter table public.agent_sessions rename to agent_sessions_to_adopt;
