@@ -22,9 +22,15 @@ def passed(output: str) -> int:
     return counts["passed"]
 
 
-@pytest.mark.parametrize("variant", ["postgres", "postgres-encrypted", "redis", "supabase"])
-def test_its_own_tests_pass(installed: Install, variant: str) -> None:
-    assert passed(installed(variant).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_its_own_tests_pass(installed: Install, backend: str) -> None:
+    assert passed(installed(backend).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
+
+
+def test_the_contract_holds_with_encryption(installed: Install) -> None:
+    project = installed("postgres-encrypted")
+    tests = sorted(name for name in project.files() if name.startswith("tests/test_encryption"))
+    assert passed(project.run("uv", "run", "pytest", "-q", "tests/test_contract.py", "tests/test_cli.py", *tests)) > 150
 
 
 # How the presets run that differ from the one of their backend in their settings alone.
