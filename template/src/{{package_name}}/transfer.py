@@ -123,11 +123,15 @@ async def import_session(
     if outcome != "already there":
         # The same work has the same id in every process: a repeated call or two imports at once store it once.
         rows = [Row(text, _role(text)) for text in missing]
-        batch = Batch(_batch_id(key, there, missing), rows, wanted.title)
-        if replaced:
-            await _again(store, store.replace_tail, key, None, batch)
-        else:
-            await _again(store, store.append, key, batch)
+        for attempt in range(1000):
+            batch = Batch(_batch_id(key, there, missing, attempt), rows, wanted.title)
+            if replaced:
+                await _again(store, store.replace_tail, key, None, batch)
+            else:
+                await _again(store, store.append, key, batch)
+            # A store may know this batch from a session of that name that was deleted, and not bring it back.
+            if there or await _again(store, store.find_session, key):
+                break
     # What somebody gave the session since it was exported is kept, unless all of it is replaced.
     title = wanted.title if replaced or (there and there.title is None) else None
     metadata = wanted.metadata if replaced or (wanted.metadata and not (there and there.metadata)) else None
@@ -205,9 +209,9 @@ def _role(text: str) -> str | None:
         return None
 
 
-def _batch_id(key: SessionKey, there: SessionInfo | None, contents: list[str]) -> UUID:
+def _batch_id(key: SessionKey, there: SessionInfo | None, contents: list[str], attempt: int) -> UUID:
     # When the session was last written is part of it: what was imported and then cleared can be imported again.
-    digest = hashlib.sha256(repr((key, there and there.updated_at.isoformat())).encode())
+    digest = hashlib.sha256(repr((key, there and there.updated_at.isoformat(), attempt)).encode())
     for text in contents:
         digest.update(f"{len(text)}:{text}".encode())
     return uuid5(_NAMESPACE, digest.hexdigest())

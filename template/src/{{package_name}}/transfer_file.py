@@ -9,7 +9,7 @@ from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
-from .sessions.store import SessionInfo, SessionKey, SessionStoreError
+from .sessions.store import SessionInfo, SessionKey, SessionStoreError, encode_metadata
 
 FORMAT = 1
 _LONGEST_HEADER = 2**24
@@ -112,6 +112,7 @@ class _Lines:
         session = header.session
         try:
             SessionKey(session.user_id, session.session_id).check()
+            encode_metadata(session.metadata)
             json.dumps(session.metadata, allow_nan=False)
         except ValueError as error:
             raise self.problem(f"cannot be stored: {error}") from None

@@ -52,7 +52,7 @@ def decode_item(text: str) -> TResponseInputItem:
     """
     try:
         return cast("TResponseInputItem", _decode(text))
-    except (msgspec.MsgspecError, UnicodeEncodeError):
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
         pass
     try:
         item = json.loads(text)
@@ -71,7 +71,7 @@ def decode_items(texts: Sequence[str]) -> list[TResponseInputItem]:
     """
     try:
         return cast("list[TResponseInputItem]", [_decode(text) for text in texts])
-    except (msgspec.MsgspecError, UnicodeEncodeError):
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
         return [decode_item(text) for text in texts]
 
 

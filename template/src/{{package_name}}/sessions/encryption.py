@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
-from .store import COMMAND, SEALED, SessionKey, SettingMissing, StoreSettings, WrongKey, key_of
+from .store import COMMAND, SEALED, SessionKey, SettingMissing, StoreSettings, WrongKey, encode_metadata, key_of
 
 KEYS = "SESSION_ENCRYPTION_KEYS"
 KEY_BYTES = 32
@@ -97,7 +97,7 @@ class Cipher:
 
     def seal_metadata(self, key: SessionKey, metadata: Mapping[str, Any]) -> dict[str, str]:
         """Metadata as one sealed value; nothing stays nothing."""
-        return {SEALED_METADATA: self.seal("metadata", key, json.dumps(metadata))} if metadata else {}
+        return {SEALED_METADATA: self.seal("metadata", key, encode_metadata(metadata))} if metadata else {}
 
     def open_metadata(self, key: SessionKey, metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The inverse; None if they do not open."""

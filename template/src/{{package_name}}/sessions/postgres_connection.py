@@ -61,16 +61,16 @@ class PostgresSettings(StoreSettings):
         if scheme.partition("+")[0] not in ("postgresql", "postgres") or not separator:
             raise SettingMissing(f"{self.variable} is no PostgreSQL URL. Write {EXAMPLE}.")
         dsn = f"postgresql://{rest}"
-        url = urlsplit(dsn)
         try:
+            url = urlsplit(dsn)
             # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
             usable = url.port != 0 and not url.fragment and "@" not in url.path + url.query
-        except ValueError:  # the port is no number
+        except ValueError:  # the port is no number, or a [ is nowhere closed
             usable = False
         if not usable:
             raise SettingMissing(
-                f"{self.variable} cannot be used: its port is no number, or its password holds one of / ? # @ : which "
-                "must be written as %2F %3F %23 %40 %3A."
+                f"{self.variable} cannot be used: its port is no number, or its password holds one of / ? # @ : [ ] "
+                "which must be written as %2F %3F %23 %40 %3A %5B %5D."
             )
         return dsn
 

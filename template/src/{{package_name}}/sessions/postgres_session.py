@@ -30,7 +30,7 @@ from .postgres_connection import (
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, encode_metadata
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -94,7 +94,7 @@ class PostgresStore(SessionStore):
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
-        encoded = None if metadata is None else json.dumps(metadata)
+        encoded = None if metadata is None else encode_metadata(metadata)
         return bool(await self._call("SELECT public.agent_session_update($1, $2, $3, $4)", *key, title, encoded))
 
     @settles

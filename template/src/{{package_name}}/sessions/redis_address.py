@@ -54,7 +54,10 @@ def parse_address(url: str) -> RedisAddress:
     Raises:
         SettingMissing: It is none; the message says what is wrong and how to write it, and quotes no secret.
     """
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:  # a [ is nowhere closed
+        raise SettingMissing(_CUT) from None
     kind = _KINDS.get(parts.scheme)
     if kind is None or "://" not in url:
         raise SettingMissing(f"REDIS_URL is no Redis URL. Write {EXAMPLE} ({_OTHERS}).")

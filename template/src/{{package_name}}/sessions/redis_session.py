@@ -9,6 +9,7 @@ Usage::
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,18 @@ from .redis_keys import canary_key, index_of, keys_of, microseconds, session_of
 from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, REPLACE_TAIL, REWRITE, UPDATE
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import COMMAND, Batch, Content, SchemaOutdated, SessionInfo, SessionKey, SessionPage, SessionStore
+from .store import (
+    COMMAND,
+    Batch,
+    Content,
+    SchemaOutdated,
+    SessionInfo,
+    SessionKey,
+    SessionPage,
+    SessionStore,
+    StoreUnavailable,
+    encode_metadata,
+)
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -100,7 +112,7 @@ class RedisStore(SessionStore):
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
-        encoded = None if metadata is None else json.dumps(metadata)
+        encoded = None if metadata is None else encode_metadata(metadata)
         arguments = [*_optional(title), *_optional(encoded)]
         return bool(await self._open().evaluate(UPDATE, [keys_of(self._prefix, key).info], arguments))
 
@@ -159,11 +171,17 @@ class RedisStore(SessionStore):
             return await connection.evaluate(script, keys[:5], every)
         # The indexes are on other nodes: written at the same time, so that it takes no longer. It may be repeated.
         condition = () if lists else ("XX",)
-        result, *_ = await redis_index.together(
-            connection.evaluate(script, keys[:3], every),
-            *(connection.call("ZADD", index, *condition, "GT", now, keys.member) for index in keys[3:5]),
-        )
-        return result
+        change = asyncio.ensure_future(connection.evaluate(script, keys[:3], every))
+        listing = (connection.call("ZADD", index, *condition, "GT", now, keys.member) for index in keys[3:5])
+        try:
+            await redis_index.together(change, *listing)
+        except StoreUnavailable as problem:
+            # It may be that only an index is away. What was popped is returned then: the session stays at its old
+            # place in the list. A new session must be listed, so its batch is sent again, and stored once.
+            if lists or change.exception() is not None:
+                problem.maybe_applied = problem.maybe_applied or change.exception() is None
+                raise
+        return change.result()
 
     async def _delete_listed(self, index: str, before: int = 0, limit: int | None = None) -> int:
         """Delete sessions of an index, the oldest first; `before`: only those last written before, in microseconds."""

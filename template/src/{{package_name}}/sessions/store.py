@@ -6,6 +6,7 @@ A backend implements `SessionStore` and knows nothing of items, JSON or the SDK;
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -146,6 +147,27 @@ class SessionInfo:
     created_at: datetime
     updated_at: datetime
     metadata: Mapping[str, Any]
+
+
+MAX_METADATA_DEPTH = 100
+"""How deep metadata may be nested. What is too deep to be read again would break every listing."""
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> str:
+    """Metadata as JSON text.
+
+    Raises:
+        TypeError: They hold something that JSON has no word for.
+        ValueError: They are nested too deep.
+    """
+    if _is_deeper(metadata, MAX_METADATA_DEPTH):
+        raise ValueError(f"The metadata are nested more than {MAX_METADATA_DEPTH} levels deep.")
+    return json.dumps(metadata)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 class SessionPage(NamedTuple):

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from .paging import decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner, encode_metadata
 from .supabase_connection import SupabaseSettings, subject_of
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class SupabaseStore(SessionStore):
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
         # Through JSON, because the library would write out what JSON has no word for (bytes, dates) in its own way.
-        plain = None if metadata is None else json.loads(json.dumps(metadata))
+        plain = None if metadata is None else json.loads(encode_metadata(metadata))
         return bool(await self._call("agent_session_update", **_named(key), p_title=title, p_metadata=plain))
 
     @settles
