@@ -104,7 +104,9 @@ tests/test_devserver.py
 tests/test_doctor.py
 tests/test_drift.py
 tests/test_fork.py
+tests/test_fuzzed_imports.py
 tests/test_history.py
+tests/test_inputs.py
 tests/test_model.py
 tests/test_offline.py
 tests/test_openai_server.py
@@ -158,6 +160,7 @@ src/my_agent/sessions/redis_session.py
 src/my_agent/sessions/redis_topology.py
 tests/redis_certificates.py
 tests/redis_chaos.py
+tests/redis_failover.py
 tests/redis_fixtures.py
 tests/redis_groups.py
 tests/redis_servers.py
@@ -168,6 +171,7 @@ tests/test_redis_cluster.py
 tests/test_redis_connection.py
 tests/test_redis_devserver.py
 tests/test_redis_errors.py
+tests/test_redis_failover.py
 tests/test_redis_resources.py
 tests/test_redis_sdk.py
 tests/test_redis_sentinel.py

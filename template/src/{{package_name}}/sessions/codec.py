@@ -36,8 +36,9 @@ def encode_item(item: TResponseInputItem) -> str:
     """
     try:
         data = _encode(item)
-        # msgspec writes NaN and infinity as null, `json` keeps them. A real null takes the slow road too.
-        if b"null" not in data:
+        # msgspec writes NaN and infinity as null, `json` keeps them. A real null takes the slow road too. And it writes
+        # bytes, dates, sets and more as what they are not when they come back, which `json` refuses.
+        if b"null" not in data and _decode(data) == item:
             return data.decode()
     except (msgspec.MsgspecError, UnicodeEncodeError, TypeError):
         pass
