@@ -13,10 +13,9 @@ import secrets
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .encryption import Cipher, EncryptionSettings, sealed_metadata
-from .session import StoredSession
 from .store import (
     COMMAND,
     SEALED,
@@ -30,9 +29,6 @@ from .store import (
     SettingMissing,
     StoreUnavailable,
 )
-
-if TYPE_CHECKING:
-    from agents.memory import SessionSettings
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,15 +52,8 @@ class EncryptedStore(SessionStore):
         self.keys = settings or (known if isinstance(known, EncryptionSettings) else EncryptionSettings())
         self._cipher: Cipher | None = None
 
-    def session(
-        self,
-        session_id: str,
-        *,
-        user_id: str = "",
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> StoredSession:
-        key = self.inner.session(session_id, user_id=user_id).key  # the inner store may know whose it is
-        return StoredSession(lambda: self, key, session_settings)
+    def owner(self, user_id: str) -> str:
+        return self.inner.owner(user_id)
 
     # ── Items ───────────────────────────────────────────────────────────────
 

@@ -223,7 +223,11 @@ class SessionStore(ABC):
         """
         from .session import StoredSession  # the session builds on the store, so it is imported late
 
-        return StoredSession(lambda: self, SessionKey(user_id, session_id), session_settings)
+        return StoredSession(lambda: self, SessionKey(self.owner(user_id), session_id), session_settings)
+
+    def owner(self, user_id: str) -> str:
+        """Whose session it is when a session of `user_id` is asked for. A store that serves one user alone knows."""
+        return user_id
 
     # ── Items ───────────────────────────────────────────────────────────────
 

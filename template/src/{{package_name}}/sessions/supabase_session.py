@@ -28,7 +28,6 @@ from .supabase_connection import SupabaseSettings, subject_of
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
-    from .session import StoredSession
     from .supabase_client import Caller
 
 MAX_LIMIT = 2**63 - 1
@@ -55,21 +54,13 @@ class SupabaseStore(SessionStore):
         self._token = None if access_token is None else SecretStr(access_token)
         self._caller: Caller | None = None
 
-    def session(
-        self,
-        session_id: str,
-        *,
-        user_id: str = "",
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> StoredSession:
-        """A view on one session; no I/O, nothing to close. With an access token, `user_id` is its user.
+    def owner(self, user_id: str) -> str:
+        """With an access token, its user.
 
         Raises:
-            InvalidSessionId: See `SessionKey.check`.
             WrongOwner: `user_id` is not the access token's user.
         """
-        user_id = _owner(user_id, self._owner)
-        return super().session(session_id, user_id=user_id, session_settings=session_settings)
+        return _owner(user_id, self._owner)
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
         await self._call("agent_session_append", **_named(key), **_named_batch(batch))
