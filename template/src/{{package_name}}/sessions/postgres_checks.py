@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 
@@ -17,7 +16,7 @@ from .postgres_connection import (
     connect_options,
     translate,
 )
-from .postgres_schema import Migration, status
+from .postgres_schema import UNDO_EDITS, Migration, changed_by_hand, status
 from .store import COMMAND, SessionStoreError
 
 OLDEST = 11
@@ -37,24 +36,6 @@ SELECT array(
     AND NOT has_function_privilege(oid, 'EXECUTE')
 )
 """
-
-_FUNCTION = re.compile(
-    r"^create (?:or replace )?function public\.(\w+)\(.*?\bas \$\$(.*?)\$\$", re.DOTALL | re.MULTILINE
-)
-_INDEX = re.compile(r"^create (?:unique )?index (\w+)", re.MULTILINE)
-
-
-async def changed_by_hand(connection: asyncpg.Connection, migrations: Sequence[Migration]) -> list[str]:
-    """Functions and indexes of ours that are not what the migrations made; a lost column breaks the round trip."""
-    sql = "\n".join(migration.sql for migration in migrations)
-    written = {name: body for name, body in _FUNCTION.findall(sql) if name.startswith("agent_session_")}
-    statement = "SELECT proname, prosrc FROM pg_catalog.pg_proc WHERE pronamespace = 'public'::regnamespace"
-    stored = {row["proname"]: row["prosrc"] for row in await connection.fetch(statement)}
-    missing = await connection.fetchval(
-        "SELECT array(SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass('public.' || name) IS NULL)",
-        [name for name in _INDEX.findall(sql) if name.startswith("agent_session")],
-    )
-    return sorted({*missing, *(name for name, body in written.items() if stored.get(name) != body)})
 
 
 async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migration]) -> AsyncGenerator[Check, None]:
@@ -144,9 +125,9 @@ async def _check_schema(
     if states:
         found = ", ".join(f"{state.version} is {state.state}" for state in states)
         return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"Look at `{COMMAND} db status`.")
-    if edited := await changed_by_hand(connection, migrations):
+    if edited := await changed_by_hand(settings, migrations):
         what = f"{fits}, but these are not what the migrations made: {', '.join(edited)}."
-        return Check("schema", "warn", what, "Take the statements from the migrations, and put changes into a new one.")
+        return Check("schema", "warn", what, UNDO_EDITS)
     return Check("schema", "ok", f"{fits}.")
 
 

@@ -21,6 +21,14 @@ from .store import SessionStoreError
 # Any number will do, as long as all versions of this program use the same one.
 _LOCK = 7_262_001_417_553
 
+_FUNCTION = re.compile(
+    r"^create (?:or replace )?function public\.(\w+)\(.*?\bas \$\$(.*?)\$\$", re.DOTALL | re.MULTILINE
+)
+_INDEX = re.compile(r"^create (?:unique )?index (\w+)", re.MULTILINE)
+
+UNDO_EDITS = "Take the statements from the migrations, and put changes into a new one."
+"""What to do about `changed_by_hand`."""
+
 
 class History(NamedTuple):
     """Where a database keeps which migrations it has seen."""
@@ -126,6 +134,23 @@ async def status(
             state = "applied" if sha256 in (None, migration.sha256) else "changed"
         states.append(MigrationState(migration.version, migration.name, state))
     return sorted([*states, *(MigrationState(version, name, "unknown") for version, (name, _) in seen.items())])
+
+
+async def changed_by_hand(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[str]:
+    """Functions and indexes of ours that are not what the migrations made; a lost column breaks the round trip."""
+    sql = "\n".join(migration.sql for migration in migrations)
+    written = {name: body for name, body in _FUNCTION.findall(sql) if name.startswith("agent_session_")}
+    indexes = [name for name in _INDEX.findall(sql) if name.startswith("agent_session")]
+    async with _connection(settings) as connection:
+        rows = await connection.fetch(
+            "SELECT proname, prosrc FROM pg_catalog.pg_proc WHERE pronamespace = 'public'::regnamespace"
+        )
+        missing = await connection.fetchval(
+            "SELECT array(SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass('public.' || name) IS NULL)",
+            indexes,
+        )
+    stored = {row["proname"]: row["prosrc"] for row in rows}
+    return sorted({*missing, *(name for name, body in written.items() if stored.get(name) != body)})
 
 
 async def _seen(connection: asyncpg.Connection, history: History) -> dict[int, tuple[str, str | None]]:
