@@ -8,14 +8,22 @@ connection goes back as it is. What is lost: nothing is opened ahead of need.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
 import asyncpg
 
+from .retry import settled
+
 IDLE_SECONDS = 300.0
 """Connections unused for longer are not trusted: firewalls drop them in silence. The same as asyncpg's pool."""
+
+CANCEL_SECONDS = 5.0
+"""How long a server may take to stop what was cancelled, until its connection is cut."""
+
+logger = logging.getLogger(__name__)
 
 
 class ConnectionPool:
@@ -50,13 +58,27 @@ class ConnectionPool:
         except asyncpg.PostgresError:
             self._release(connection)
             raise
+        except asyncio.CancelledError:
+            await settled(self._stop(connection))
+            self._free.release()
+            raise
         except BaseException:
-            # Cut, timed out or cancelled in the middle: nobody knows what would come out of it next.
+            # Cut or timed out in the middle: nobody knows what would come out of it next.
             connection.terminate()
             self._free.release()
             raise
         self._release(connection)
         return value
+
+    async def _stop(self, connection: asyncpg.Connection) -> None:
+        """End a connection whose statement was cancelled: it was carried out or not, and nothing happens later.
+
+        The driver has asked the server to stop; closing waits for what it says.
+        """
+        try:
+            await connection.close(timeout=CANCEL_SECONDS)
+        except Exception as error:
+            logger.warning("What became of a cancelled statement is not known: %s", type(error).__name__)
 
     def forget_idle(self) -> None:
         """Drop all connections not in use, after one was lost: the server went away, so they are dead too."""

@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -28,7 +29,6 @@ from .postgres_connection import (
     translate,
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
-from .retry import settles
 from .shared import SharedStoreSession
 from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, encode_metadata
 
@@ -37,6 +37,26 @@ if TYPE_CHECKING:
 
 MAX_LIMIT = 2**63 - 1
 """Largest LIMIT that PostgreSQL takes; callers may ask for more."""
+
+# What the function agent_session_append does, without calling a function: a tenth less time where the server keeps the
+# plan (358 instead of 394 µs, fsync on), a third more where it does not. tests/test_postgres_store.py compares them.
+_APPEND = """
+WITH session AS (
+  INSERT INTO public.agent_session_info AS info (user_id, session_id, title, item_count, updated_at)
+  VALUES ($1, $2, $6, cardinality($4::text[]), clock_timestamp())
+  ON CONFLICT (user_id, session_id) DO UPDATE
+    SET item_count = info.item_count + excluded.item_count,
+        updated_at = clock_timestamp(),
+        title = coalesce(info.title, excluded.title)
+    WHERE $3::uuid <> ALL (info.recent_batches)
+  RETURNING updated_at
+)
+INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_at, batch_id)
+  SELECT $1, $2, item.role, item.content, session.updated_at, item.batch_id
+  FROM session, unnest($4, $5::text[], ARRAY[$3]) AS item (content, role, batch_id)
+  WHERE item.content IS NOT NULL
+"""
+_APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
 
 
 class PostgresStore(SessionStore):
@@ -52,9 +72,7 @@ class PostgresStore(SessionStore):
     async def append(self, key: SessionKey, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
         roles = [row.role for row in batch.rows]
-        await self._call(
-            "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)", *key, batch.id, contents, roles, batch.title
-        )
+        await self._call(self._append, *key, batch.id, contents, roles, batch.title)
 
     async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
         limit = None if limit is None else min(limit, MAX_LIMIT)
@@ -90,29 +108,24 @@ class PostgresStore(SessionStore):
         sessions = [_session_info(row) for row in json.loads(page)]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
-    @settles
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
         encoded = None if metadata is None else encode_metadata(metadata)
         return bool(await self._call("SELECT public.agent_session_update($1, $2, $3, $4)", *key, title, encoded))
 
-    @settles
     async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
         statement = "SELECT public.agent_session_rewrite($1, $2, $3, $4, $5, $6, $7, $8, $9)"
         rows = (list(before.rows), list(after.rows))
         metadata = (json.dumps(before.metadata), json.dumps(after.metadata))
         return bool(await self._call(statement, *key, before.first, *rows, before.title, after.title, *metadata))
 
-    @settles
     async def delete_session(self, key: SessionKey) -> bool:
         return bool(await self._call("SELECT public.agent_session_delete($1, $2)", *key))
 
-    @settles
     async def delete_user(self, user_id: str) -> int:
         return int(await self._call("SELECT public.agent_session_delete_user($1)", user_id))
 
-    @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         return int(await self._call("SELECT public.agent_session_prune($1, $2)", older_than, limit))
 
@@ -131,6 +144,11 @@ class PostgresStore(SessionStore):
             await pool.close()
 
     # ── Connections ─────────────────────────────────────────────────────────
+
+    @cached_property
+    def _append(self) -> str:
+        # Behind a transaction pooler every statement is planned anew, and only a function keeps its plans.
+        return _APPEND_FUNCTION if self.settings.behind_pooler else _APPEND
 
     async def _call(self, statement: str, *arguments: object) -> Any:
         """The single value that `statement` returns, in one round trip."""

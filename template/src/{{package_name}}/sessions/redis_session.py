@@ -75,10 +75,12 @@ class RedisStore(SessionStore):
         rows: list[str] = await self._open().call("LRANGE", keys_of(self._prefix, key).items, first, -1)
         return rows
 
+    @settles
     async def pop(self, key: SessionKey) -> str | None:
         content: str | None = await self._write(POP, key)
         return content
 
+    @settles
     async def clear(self, key: SessionKey) -> None:
         await self._write(CLEAR, key)
 

@@ -106,13 +106,12 @@ class StoredSession:
         If the connection is lost before the answer arrives, the item may be gone: `StoreUnavailable` says so.
         """
         self._check_owner(wrapper)
-        return await settled(self._pop())
+        return await self._pop()
 
     async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items; title and metadata stay."""
         self._check_owner(wrapper)
-        # Not repeated when cancelled: a first attempt that is carried out late would clear what came after the second.
-        await settled(self._retried(lambda: self.store.clear(self.key)))
+        await self._retried(lambda: self.store.clear(self.key))
 
     # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
 
@@ -127,8 +126,7 @@ class StoredSession:
 
     async def replace_tail(self, expected_tail: Sequence[str], items: list[TResponseInputItem]) -> bool:
         """Put `items` in the place of the newest rows, if their texts still are `expected_tail`; False if not."""
-        batch = self._batch(items)
-        return await self._changed(lambda: self.store.replace_tail(self.key, expected_tail, batch))
+        return await self._replaced(expected_tail, self._batch(items))
 
     async def tail(self, limit: int | None) -> list[str]:
         """The newest `limit` rows as stored text, oldest first."""
@@ -171,7 +169,8 @@ class StoredSession:
             return decode_item(text)
         except UnreadableItem:
             # Rare, so it may cost more: put the row back and take the newest readable one out from under it.
-            await self._retried(lambda: self.store.append(self.key, Batch.of([Row(text)])))
+            batch = Batch.of([Row(text)])
+            await settled(self._retried(lambda: self.store.append(self.key, batch)))
         return await self._pop_readable()
 
     async def _pop_readable(self) -> TResponseInputItem | None:
@@ -187,7 +186,7 @@ class StoredSession:
                 return decode_item(rows[index])
 
     async def _replaced(self, expected_tail: Sequence[str], batch: Batch) -> bool:
-        return await self._retried(lambda: self.store.replace_tail(self.key, expected_tail, batch))
+        return await self._changed(lambda: self.store.replace_tail(self.key, expected_tail, batch))
 
     def _check_owner(self, wrapper: RunContextWrapper[Any] | None) -> None:
         context = wrapper.context if wrapper is not None else None

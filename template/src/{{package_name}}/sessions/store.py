@@ -202,7 +202,8 @@ class SessionStore(ABC):
     """Where sessions are kept. One per process and event loop; sessions are light views on it.
 
     Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
-    All but `pop` may simply be called again after `StoreUnavailable`.
+    All but `pop` may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is finished or
+    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way).
     """
 
     def __init__(self, settings: StoreSettings) -> None:

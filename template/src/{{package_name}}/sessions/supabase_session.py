@@ -71,10 +71,12 @@ class SupabaseStore(SessionStore):
         rows.reverse()
         return rows
 
+    @settles
     async def pop(self, key: SessionKey) -> str | None:
         content: str | None = await self._call("agent_session_pop", **_named(key))
         return content
 
+    @settles
     async def clear(self, key: SessionKey) -> None:
         await self._call("agent_session_clear", **_named(key))
 
