@@ -21,9 +21,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((ROOT / "examples/answers").glob("*.yml"))}
-VARIANTS: dict[str, dict[str, str]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     **PRESETS,
+    "redis-encrypted": {"backend": "redis", "encryption": True},
+    "supabase-encrypted": {"backend": "supabase", "encryption": True},
     "apache": {
         "project_name": "A rather long name of a project with-dashes and_underscores",
         "license": "Apache-2.0",

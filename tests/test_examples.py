@@ -41,8 +41,11 @@ def running(installed: Install, tmp_path_factory: pytest.TempPathFactory) -> Ite
             if backend not in projects:
                 project = installed(backend)
                 server = servers.enter_context(embedded_server(project, tmp_path_factory.mktemp(f"{backend}-server")))
+                if backend.endswith("-encrypted"):
+                    new_key = project.run("uv", "run", "my-agent", "sessions", "new-key")
+                    server["SESSION_ENCRYPTION_KEYS"] = new_key.strip()
                 projects[backend] = project, server
-                if backend != "redis":
+                if not backend.startswith("redis"):
                     project.run("uv", "run", "my-agent", "db", "upgrade", **server)
             return projects[backend]
 
@@ -55,7 +58,7 @@ def of(backend: str, *more: str) -> ParameterSet:
 
 
 @pytest.mark.parametrize("block", shown(), ids=name_of)
-@pytest.mark.parametrize("backend", [of(backend) for backend in ("postgres", "redis", "supabase")])
+@pytest.mark.parametrize("backend", [of(name) for name in ("postgres", "redis", "supabase", "redis-encrypted")])
 def test_a_program_prints_what_the_page_shows(running: Running, backend: str, block: list[tuple[str, str]]) -> None:
     project, server = running(backend)
     for command, output in block:

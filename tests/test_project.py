@@ -27,8 +27,9 @@ def test_its_own_tests_pass(installed: Install, backend: str) -> None:
     assert passed(installed(backend).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
 
 
-def test_the_contract_holds_with_encryption(installed: Install) -> None:
-    project = installed("postgres-encrypted")
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_the_contract_holds_with_encryption(installed: Install, backend: str) -> None:
+    project = installed(f"{backend}-encrypted")
     tests = sorted(name for name in project.files() if name.startswith("tests/test_encryption"))
     assert passed(project.run("uv", "run", "pytest", "-q", "tests/test_contract.py", "tests/test_cli.py", *tests)) > 150
 
