@@ -17,7 +17,7 @@ demo: .venv/ready  ## render a project and talk to its agent in two processes (B
 	@$(BIN)/python scripts/demo.py --backend $(or $(BACKEND),postgres)
 
 test: lint  ## run all tests: the template, and every rendered project's own on a real server
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --durations=12
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=12
 
 lint: .venv/ready  ## check style and types of this repository
 	$(BIN)/ruff check .

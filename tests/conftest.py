@@ -34,6 +34,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "proprietary": {"package_name": "a", "license": "proprietary"},
 }
+DEFAULTS = {"project_name": "My Agent", "backend": "postgres", "encryption": False}
+
+
+def rendered_as(variant: str) -> str:
+    """The first variant that gives the same project: some presets differ in their settings alone."""
+    wanted = {**DEFAULTS, **VARIANTS[variant]}
+    return next(name for name, answers in VARIANTS.items() if {**DEFAULTS, **answers} == wanted)
+
+
+DISTINCT = sorted({rendered_as(variant) for variant in VARIANTS})
 
 
 @dataclass
@@ -218,12 +228,12 @@ def installed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Insta
     projects: dict[str, Project] = {}
 
     def install(variant: str) -> Project:
-        answers = repr(sorted(VARIANTS[variant].items()))  # presets may differ in their settings alone
-        if answers not in projects:
+        variant = rendered_as(variant)
+        if variant not in projects:
             folder = tmp_path_factory.mktemp(variant)
             copier.run_copy(str(template), folder, data=VARIANTS[variant], defaults=True, quiet=True, overwrite=True)
-            projects[answers] = Project(folder)
-            projects[answers].run("uv", "sync", "--quiet")
-        return projects[answers]
+            projects[variant] = Project(folder)
+            projects[variant].run("uv", "sync", "--quiet")
+        return projects[variant]
 
     return install

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import ROOT, VARIANTS, Install, Project, Render
+from .conftest import DISTINCT, ROOT, VARIANTS, Install, Project, Render
 
 TRACES = {
     "redis": r"redis(?!tribut)|valkey",
@@ -245,7 +245,7 @@ def test_nothing_of_encryption_is_left_where_it_was_not_chosen(render: Render, b
     assert "cryptography" not in str(tomllib.loads(project.read("pyproject.toml"))["project"])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DISTINCT)
 def test_nothing_of_the_template_language_is_left(render: Render, variant: str) -> None:
     project = render(**VARIANTS[variant])
     for name in project.files():
@@ -253,7 +253,7 @@ def test_nothing_of_the_template_language_is_left(render: Render, variant: str) 
         assert not re.search(r"\{\{|\{%|\{#|package_name|copier_conf", text) or name == ".copier-answers.yml", name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DISTINCT)
 def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
     project = render(**VARIANTS[variant])
     backend = yaml.safe_load(project.read(".copier-answers.yml"))["backend"]
@@ -264,7 +264,7 @@ def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
             assert not found, f"{name} speaks of {other}: {found}"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", DISTINCT)
 def test_the_project_is_described_as_answered(render: Render, variant: str) -> None:
     answers = VARIANTS[variant]
     project = render(**answers)

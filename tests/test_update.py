@@ -86,7 +86,10 @@ def test_an_old_project_works_after_the_update_with_its_agent_and_its_data(
         assert agent("ours") == "ours: 7\n"
     # The agent that it was made with goes on working, too.
     git(project.path, "checkout", "-q", "HEAD~1", "--", *COPIED_ONCE)
-    project.run("uv", "run", "pytest", "-q", "tests/test_agent.py", "tests/test_ours.py", "tests/test_cli.py")
+    tests = ["tests/test_agent.py", "tests/test_ours.py"]
+    # What a new project has runs in full in tests/test_project.py; one backend shows that it passes here as well.
+    tests += ["tests/test_cli.py"] if backend == "postgres" else []
+    project.run("uv", "run", "pytest", "-q", *tests)
 
 
 # ── The schema ──────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 Usage::
 
-    async with EncryptedStore(PostgresStore()) as store:
+    async with EncryptedStore(BackendStore()) as store:
         await Runner.run(agent, "Hi", session=store.session("chat-1"))
 """
 
