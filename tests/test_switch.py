@@ -154,7 +154,8 @@ def test_conversations_move_with_the_project(
     project = start(releases, tmp_path / "project", backend=old)
     project.run("uv", "sync", "--quiet")
     commit_all(project.path, "With the lock file")
-    agent, backup = ".venv/bin/my-agent", str(tmp_path / "backup.jsonl")
+    # As in the README, in the project: git ignores it, or Copier would not touch the project.
+    agent, backup = ".venv/bin/my-agent", str(project.path / "backup.jsonl")
     with (
         embedded_server(installed(old), tmp_path / "old") as source,
         embedded_server(installed(new), tmp_path / "new") as target,
