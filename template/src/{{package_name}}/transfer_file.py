@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
@@ -112,8 +111,7 @@ class _Lines:
         session = header.session
         try:
             SessionKey(session.user_id, session.session_id).check()
-            encode_metadata(session.metadata)
-            json.dumps(session.metadata, allow_nan=False)
+            encode_metadata(session.metadata, allow_nan=False)
         except ValueError as error:
             raise self.problem(f"cannot be stored: {error}") from None
         if any("\0" in text for text in _strings([session.title, session.metadata])):

@@ -16,8 +16,8 @@ from .postgres_connection import (
     connect_options,
     translate,
 )
-from .postgres_schema import UNDO_EDITS, Migration, changed_by_hand, status
-from .store import COMMAND, SessionStoreError
+from .postgres_schema import Migration, check_migrations
+from .store import SessionStoreError
 
 OLDEST = 11
 """The SQL needs `toast_tuple_target` (https://www.postgresql.org/docs/release/11.0/); all else in it is older."""
@@ -119,16 +119,9 @@ async def _check_schema(
         return Check("schema", "fail", "The schema does not fit this program.", str(error))
     fits = f"The schema fits this program: version {version[0]}"
     try:
-        states = [state for state in await status(settings, migrations) if state.state != "applied"]
+        return await check_migrations(settings, migrations, fits)
     except SessionStoreError:
         return Check("schema", "ok", f"{fits}. (This role cannot see which migrations were applied.)")
-    if states:
-        found = ", ".join(f"{state.version} is {state.state}" for state in states)
-        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"Look at `{COMMAND} db status`.")
-    if edited := await changed_by_hand(settings, migrations):
-        what = f"{fits}, but these are not what the migrations made: {', '.join(edited)}."
-        return Check("schema", "warn", what, UNDO_EDITS)
-    return Check("schema", "ok", f"{fits}.")
 
 
 async def _check_rights(connection: asyncpg.Connection) -> Check:

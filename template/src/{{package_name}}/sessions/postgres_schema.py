@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 import asyncpg
 
+from .checks import Check
 from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect_options, translate
-from .store import SessionStoreError
+from .store import COMMAND, SessionStoreError
 
 # Any number will do, as long as all versions of this program use the same one.
 _LOCK = 7_262_001_417_553
@@ -25,9 +26,6 @@ _FUNCTION = re.compile(
     r"^create (?:or replace )?function public\.(\w+)\(.*?\bas \$\$(.*?)\$\$", re.DOTALL | re.MULTILINE
 )
 _INDEX = re.compile(r"^create (?:unique )?index (\w+)", re.MULTILINE)
-
-UNDO_EDITS = "Take the statements from the migrations, and put changes into a new one."
-"""What to do about `changed_by_hand`."""
 
 
 class History(NamedTuple):
@@ -136,7 +134,34 @@ async def status(
     return sorted([*states, *(MigrationState(version, name, "unknown") for version, (name, _) in seen.items())])
 
 
-async def changed_by_hand(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[str]:
+async def check_migrations(
+    settings: PostgresSettings,
+    migrations: Sequence[Migration],
+    fits: str,
+    *,
+    history: History = HISTORY,
+    harmless: Collection[str] = ("applied",),
+) -> Check:
+    """For the doctor: are all migrations applied, and is the schema still what they made?
+
+    Args:
+        fits: What is known already, the beginning of the sentence.
+        harmless: States of migrations that need no mention.
+
+    Raises:
+        SessionStoreError: The database, or what it knows of migrations, cannot be read.
+    """
+    states = [state for state in await status(settings, migrations, history) if state.state not in harmless]
+    if states:
+        found = ", ".join(f"{state.version} is {state.state}" for state in states)
+        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"Look at `{COMMAND} db status`.")
+    if edited := await _changed_by_hand(settings, migrations):
+        what = f"{fits}, but these are not what the migrations made: {', '.join(edited)}."
+        return Check("schema", "warn", what, "Take the statements from the migrations, and put changes into a new one.")
+    return Check("schema", "ok", f"{fits}.")
+
+
+async def _changed_by_hand(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[str]:
     """Functions and indexes of ours that are not what the migrations made; a lost column breaks the round trip."""
     sql = "\n".join(migration.sql for migration in migrations)
     written = {name: body for name, body in _FUNCTION.findall(sql) if name.startswith("agent_session_")}

@@ -153,16 +153,16 @@ MAX_METADATA_DEPTH = 100
 """How deep metadata may be nested. What is too deep to be read again would break every listing."""
 
 
-def encode_metadata(metadata: Mapping[str, Any]) -> str:
+def encode_metadata(metadata: Mapping[str, Any], *, allow_nan: bool = True) -> str:
     """Metadata as JSON text.
 
     Raises:
         TypeError: They hold something that JSON has no word for.
-        ValueError: They are nested too deep.
+        ValueError: They are nested too deep, or hold NaN or infinity that is not allowed.
     """
     if _is_deeper(metadata, MAX_METADATA_DEPTH):
         raise ValueError(f"The metadata are nested more than {MAX_METADATA_DEPTH} levels deep.")
-    return json.dumps(metadata)
+    return json.dumps(metadata, allow_nan=allow_nan)
 
 
 def _is_deeper(value: object, levels: int) -> bool:
