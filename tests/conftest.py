@@ -34,7 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "proprietary": {"package_name": "a", "license": "proprietary"},
 }
-DEFAULTS = {"project_name": "My Agent", "backend": "postgres", "encryption": False}
+QUESTIONS = yaml.safe_load((ROOT / "copier.yml").read_text())
+DEFAULTS = {name: question["default"] for name, question in QUESTIONS.items() if not name.startswith("_")}
 
 
 def rendered_as(variant: str) -> str:
@@ -128,6 +129,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_working_tree(tmp_path_factory.mktemp("template"))
     commit_all(folder, "The working tree", tag="v1.0.0")
     return folder
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template with all its releases. Never changed: a test that adds one clones it."""
+    from .lifetime import rebuild_releases  # which builds on this module
+
+    return rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
 
 
 def missing(reason: str) -> NoReturn:

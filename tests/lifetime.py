@@ -17,6 +17,7 @@ from .conftest import ROOT, Project, clean_environment, commit_all, copy_working
 NOW = "v1000.0.0"
 """The working tree as a release, the newest one."""
 
+BACKENDS = ["postgres", "redis", "supabase"]
 COPIED_ONCE = {"src/my_agent/agent.py", "tests/test_agent.py"}
 MIGRATIONS = {"postgres": "migrations", "supabase": "supabase/migrations"}
 

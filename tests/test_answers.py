@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from . import lifetime
 from .conftest import Install, commit_all, embedded_server, git
 from .lifetime import (
+    BACKENDS,
     COPIED_ONCE,
     MIGRATIONS,
     assert_kept,
@@ -20,13 +20,7 @@ from .lifetime import (
     update,
 )
 
-BACKENDS = ["postgres", "redis", "supabase"]
 ON_AND_OFF = [(True, False), (False, True)]
-
-
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lifetime.rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

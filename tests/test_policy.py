@@ -16,11 +16,6 @@ from .lifetime import MIGRATIONS, RELEASES, STARTS, Release, conflicts, edit, st
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lifetime.rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
-
-
 def of(releases: Path, release: Release, name: str) -> str:
     return git(releases, "show", f"{release.tag}:{name}")
 

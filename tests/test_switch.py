@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from . import lifetime
 from .conftest import Install, Project, commit_all, embedded_server, git
 from .lifetime import (
+    BACKENDS,
     COPIED_ONCE,
     MIGRATIONS,
     assert_kept,
@@ -23,7 +23,6 @@ from .lifetime import (
     update,
 )
 
-BACKENDS = ["postgres", "redis", "supabase"]
 SWITCHES = list(permutations(BACKENDS, 2))
 
 # A file that only one backend has and that its users edit.
@@ -32,11 +31,6 @@ OF_ONE_BACKEND = {
     "redis": "redis/users.acl",
     "supabase": "supabase/config.toml",
 }
-
-
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lifetime.rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
 
 
 @pytest.mark.parametrize(("old", "new"), SWITCHES)

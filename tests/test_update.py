@@ -29,12 +29,6 @@ from .lifetime import (
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template with all its releases."""
-    return lifetime.rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
-
-
 @pytest.mark.parametrize(("release", "backend"), STARTS, ids=STARTS_IDS)
 def test_an_untouched_project_becomes_what_a_new_one_is(
     releases: Path, tmp_path: Path, release: Release, backend: str
