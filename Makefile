@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test prove lint format bench chaos clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: .venv/ready  ## render a project and talk to its agent in two processes (B
 
 test: lint  ## run all tests: the template, and every rendered project's own on a real server
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=12
+
+prove: .venv/ready  ## run proof/ on one backend (BACKEND=postgres|redis|supabase; ONLY=word for some files, ENCRYPTION=true)
+	@$(BIN)/python scripts/prove.py $(or $(BACKEND),postgres) $(if $(ONLY),--only $(ONLY)) $(if $(ENCRYPTION),--encryption)
 
 lint: .venv/ready  ## check style and types of this repository
 	$(BIN)/ruff check .

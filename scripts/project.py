@@ -13,6 +13,9 @@ import copier.errors
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
 
+PROOF_FOLDERS = {"postgres": ("sql", "postgres"), "redis": ("redis",), "supabase": ("sql", "supabase")}
+"""Which folders of `proof/` fit which backend; what lies beside them fits all."""
+
 
 def fresh_project(folder: Path, **answers: str) -> Path:
     """Render the working tree, uncommitted changes included; replaces what was in `folder`, but keeps its `.venv`."""
@@ -30,6 +33,17 @@ def fresh_project(folder: Path, **answers: str) -> Path:
     except (copier.errors.CopierError, ValueError) as error:
         sys.exit(f"Error: {error}")
     return folder
+
+
+def lay_proof_over(project: Path, backend: str) -> None:
+    """Put the files of `proof/` that fit this backend into a rendered project."""
+    target = project / "proof"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for file in (ROOT / "proof").glob("*.py"):
+        shutil.copy(file, target)
+    for name in PROOF_FOLDERS[backend]:
+        shutil.copytree(ROOT / "proof" / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def tool_environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import copier
 import pytest
 import yaml
+from project import lay_proof_over
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((ROOT / "examples/answers").glob("*.yml"))}
@@ -214,6 +215,16 @@ def embedded_server(project: Project, folder: Path) -> Iterator[dict[str, str]]:
             yield json.loads(server.stdout.readline())
         finally:
             server.stdin.close()
+
+
+@contextmanager
+def proof_over(project: Project, backend: str) -> Iterator[None]:
+    """Lays `proof/` over a project that other tests share, and takes it away again."""
+    lay_proof_over(project.path, backend)
+    try:
+        yield
+    finally:
+        shutil.rmtree(project.path / "proof")
 
 
 Render = Callable[..., Project]

