@@ -68,6 +68,7 @@ src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
 src/my_agent/sessions/layers.py
+src/my_agent/sessions/opening.py
 src/my_agent/sessions/paging.py
 src/my_agent/sessions/retry.py
 src/my_agent/sessions/session.py

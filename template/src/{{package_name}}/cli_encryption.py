@@ -31,6 +31,7 @@ def reencrypt(
     from .backend import prepare
     from .reencryption import reencrypt
     from .sessions import BackendStore
+    from .sessions.store import admit_all
     from .settings import load_settings
 
     async def run() -> Report:
@@ -38,8 +39,8 @@ def reencrypt(
             if settings is not loaded:
                 await prepare(settings)
             inner = BackendStore(settings)
+            inner.guard(admit_all)  # `reencrypt` compares the keys itself
             try:
-                await inner.ping()
                 with progress("Decrypting" if decrypt else "Encrypting") as advance:
                     return await reencrypt(inner, settings.cipher, decrypt=decrypt, advance=advance)
             finally:

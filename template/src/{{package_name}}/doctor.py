@@ -102,7 +102,7 @@ async def _check_round_trip(store: SessionStore) -> Check:
     begin = perf_counter()
     try:
         try:
-            await store.check_key()
+            await store.open()
             await store.append(key, Batch.of([Row(_TEXT, "user")]))
             exact = await store.tail(key, None) == [_TEXT]
         finally:

@@ -24,7 +24,7 @@ async def checked(checks: AsyncGenerator[Check, None], inner: SessionStore) -> A
 async def check_encryption(store: EncryptedStore) -> Check:
     """Whether the keys of the settings open what is stored, and whether anything is left to do."""
     try:
-        await store.check_key()
+        await store.open()
         kept = await store.canary() or ""
     except SessionStoreError as error:
         return Check("encryption", "fail", "The keys are not those of the stored sessions.", str(error))

@@ -10,10 +10,10 @@ import asyncpg
 from .checks import Check
 from .postgres_connection import (
     DRIVER_ERRORS,
-    VERSION_STATEMENT,
+    OPENING_STATEMENT,
     PostgresSettings,
-    check_version,
     connect_options,
+    read_opening,
     translate,
 )
 from .postgres_schema import Migration, check_migrations
@@ -111,8 +111,7 @@ async def _check_schema(
     connection: asyncpg.Connection, settings: PostgresSettings, migrations: Sequence[Migration]
 ) -> Check:
     try:
-        version = await connection.fetchval(VERSION_STATEMENT)
-        check_version(version)
+        read_opening(await connection.fetchval(OPENING_STATEMENT, ""))
     except asyncpg.PostgresError as error:
         return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:

@@ -26,7 +26,7 @@ EXAMPLE = "postgresql://user:password@host:5432/name"
 
 # As texts: for an array of numbers asyncpg asks the server what that is, once on each connection, and turns the setting
 # `jit` off and on around the question. Behind a transaction pooler it stays off if another connection turns it on.
-VERSION_STATEMENT = "SELECT public.agent_session_schema_version()::text[]"
+OPENING_STATEMENT = "SELECT public.agent_session_open($1)"
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """All that asyncpg raises. A timeout is an OSError; a cut connection is at times an InternalClientError."""
@@ -102,6 +102,17 @@ def connect_options(settings: PostgresSettings) -> dict[str, Any]:
     if settings.behind_pooler:
         return {**options, "statement_cache_size": 0}
     return {**options, "server_settings": {"application_name": COMMAND}}
+
+
+def read_opening(answer: Sequence[str | None]) -> str | None:
+    """The canary, from what `agent_session_open` answers: [version, oldest program it still serves, canary].
+
+    Raises:
+        SchemaOutdated: Schema and program do not fit.
+    """
+    version, oldest_program, canary = answer
+    check_version([version or 0, oldest_program or 0])
+    return canary
 
 
 def check_version(versions: Sequence[int | str]) -> None:

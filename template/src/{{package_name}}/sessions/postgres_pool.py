@@ -59,7 +59,7 @@ class ConnectionPool:
             self._release(connection)
             raise
         except asyncio.CancelledError:
-            await settled(self._stop(connection))
+            await settled(self._stop(connection), CANCEL_SECONDS)
             self._free.release()
             raise
         except BaseException:

@@ -19,18 +19,19 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from pydantic import SecretStr
 
+from .opening import ConnectedStore
 from .paging import decode_cursor, encode_cursor
 from .postgres_connection import (
     DRIVER_ERRORS,
-    VERSION_STATEMENT,
+    OPENING_STATEMENT,
     PostgresSettings,
-    check_version,
     connect_options,
+    read_opening,
     translate,
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, StoreUnavailable, encode_metadata
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -59,7 +60,7 @@ INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_a
 _APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
 
 
-class PostgresStore(SessionStore):
+class PostgresStore(ConnectedStore):
     """All sessions of one database, over one connection pool, which opens at the first call."""
 
     settings: PostgresSettings
@@ -67,7 +68,6 @@ class PostgresStore(SessionStore):
     def __init__(self, settings: PostgresSettings | None = None) -> None:
         super().__init__(settings or PostgresSettings())
         self._pool: ConnectionPool | None = None
-        self._opening = asyncio.Lock()
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
@@ -133,16 +133,6 @@ class PostgresStore(SessionStore):
         now: str | None = await self._call("SELECT public.agent_session_canary($1, $2, $3)", "", kept, text)
         return now
 
-    async def ping(self) -> None:
-        check_version(await self._call(VERSION_STATEMENT))
-
-    async def close(self) -> None:
-        if self.inherited:
-            return
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
-
     # ── Connections ─────────────────────────────────────────────────────────
 
     @cached_property
@@ -152,10 +142,10 @@ class PostgresStore(SessionStore):
 
     async def _call(self, statement: str, *arguments: object) -> Any:
         """The single value that `statement` returns, in one round trip."""
-        pool = self._pool
-        if pool is None or self._loop is not asyncio.get_running_loop():
-            pool = await self._open()
-        return await self._fetch(pool, statement, *arguments)
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            await self.open()
+        assert self._pool is not None  # noqa: S101 - it is open
+        return await self._fetch(self._pool, statement, *arguments)
 
     async def _fetch(self, pool: ConnectionPool, statement: str, *arguments: object) -> Any:
         try:
@@ -171,23 +161,22 @@ class PostgresStore(SessionStore):
                 pool.forget_idle()
             raise ours from _without_values(error)
 
-    async def _open(self) -> ConnectionPool:
-        if self._moved_to_this_loop(self._pool is not None):
-            self._pool, self._opening = None, asyncio.Lock()
-        async with self._opening:
-            if self._pool is None:
-                pool = ConnectionPool(
-                    connect_options(self.settings),
-                    self.settings.database_pool_max,
-                    self.settings.database_timeout_seconds,
-                )
-                try:
-                    check_version(await self._fetch(pool, VERSION_STATEMENT))
-                except BaseException:
-                    await pool.close()
-                    raise
-                self._pool = pool
-            return self._pool
+    async def _connect(self) -> str | None:
+        if self._pool is None:
+            self._pool = ConnectionPool(
+                connect_options(self.settings),
+                self.settings.database_pool_max,
+                self.settings.database_timeout_seconds,
+            )
+        return read_opening(await self._fetch(self._pool, OPENING_STATEMENT, ""))
+
+    async def _disconnect(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    def _forget(self) -> None:
+        self._pool = None
 
 
 class PostgresSession(SharedStoreSession):

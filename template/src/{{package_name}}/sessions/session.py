@@ -8,14 +8,13 @@ Usage::
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of
 from .compaction import compaction_snapshot
-from .retry import retried, settled
+from .retry import retried
 from .store import Batch, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class StoredSession:
         except UnreadableItem:
             # Rare, so it may cost more: put the row back and take the newest readable one out from under it.
             batch = Batch.of([Row(text)])
-            await settled(self._retried(lambda: self.store.append(self.key, batch)))
+            await self._changed(lambda: self.store.append(self.key, batch))
         return await self._pop_readable()
 
     async def _pop_readable(self) -> TResponseInputItem | None:
@@ -198,15 +197,9 @@ class StoredSession:
             )
 
     async def _changed(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled.
-
-        A cancelled call may have been carried out or not. Repeating it is harmless, and tells.
-        """
-        try:
-            return await self._retried(operation)
-        except asyncio.CancelledError:
-            await settled(self._retried(operation))
-            raise
+        """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled."""
+        settings = self.store.settings
+        return await retried(operation, settings.session_retry_seconds, settle=settings.session_settle_seconds)
 
     async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
 from .layers import layered
+from .opening import INHERITED
 from .session import StoredSession
-from .store import INHERITED, SessionKey, SessionStore, SessionStoreError
+from .store import SessionKey, SessionStore, SessionStoreError
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings

@@ -5,18 +5,15 @@ A backend implements `SessionStore` and knows nothing of items, JSON or the SDK;
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
-from weakref import WeakSet
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -196,6 +193,31 @@ class StoreSettings(BaseSettings):
     """Largest item in bytes of UTF-8. An image inlined as base64 counts in full."""
     session_retry_seconds: float = Field(default=10.0, ge=0)
     """How long a lost connection is retried before the error reaches the caller."""
+    session_settle_seconds: float = Field(default=5.0, gt=0)
+    """How long a call that was cancelled or timed out may take to find out, or undo, what the server made of it."""
+
+
+Admit = Callable[[str | None], Awaitable[None]]
+"""Takes the canary of a store that is being opened, and raises if this program must not use what is stored.
+It may call the store: its calls pass before the store is open."""
+
+
+async def refuse_encrypted(canary: str | None) -> None:
+    """What a program without encryption admits.
+
+    Raises:
+        WrongKey: What is stored is encrypted.
+    """
+    if canary is not None:
+        raise WrongKey(
+            f"The stored sessions are encrypted with key {key_of(canary)}, and this project was made without "
+            "encryption. Turn it on again (`uvx copier update --data encryption=true`); to go without, first run "
+            f"`{COMMAND} sessions reencrypt --decrypt` there."
+        )
+
+
+async def admit_all(canary: str | None) -> None:
+    """For who reads and writes what is stored as it is, whether it is encrypted or not."""
 
 
 class SessionStore(ABC):
@@ -203,12 +225,13 @@ class SessionStore(ABC):
 
     Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
     All but `pop` may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is finished or
-    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way).
+    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If the server
+    does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._admit: Admit = refuse_encrypted
 
     def session(
         self,
@@ -322,56 +345,40 @@ class SessionStore(ABC):
     async def ping(self) -> None:
         """Return if the server answers and its schema fits; raise what is wrong otherwise."""
 
-    async def check_key(self) -> None:
-        """Return if this program can read what is stored.
-
-        Raises:
-            WrongKey: It is encrypted.
-        """
-        if (kept := await self.canary()) is not None:
-            raise WrongKey(
-                f"The stored sessions are encrypted with key {key_of(kept)}, and this project was made without "
-                "encryption. Turn it on again (`uvx copier update --data encryption=true`); to go without, first run "
-                f"`{COMMAND} sessions reencrypt --decrypt` there."
-            )
-
     @abstractmethod
     async def close(self) -> None:
         """Give back every connection. A closed store opens again when it is used."""
 
-    def _moved_to_this_loop(self, opened: bool) -> bool:
-        """Whether another event loop runs than at the last call, so that what was opened there is of no use here.
+    async def open(self, *, again: bool = False) -> None:
+        """Connect, check that the schema fits and that this program may read and write what is stored.
+
+        `ConnectedStore`, which all backends are, does it with one question to the server at the first call of any
+        method, so that nothing is read or written by a program that does not fit.
 
         Args:
-            opened: Whether there is anything.
+            again: Also ask if this store is open.
 
         Raises:
-            SessionStoreError: The other loop still uses it, or the parent of this process.
+            WrongKey: What is stored is encrypted, and not with a key of this program.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return False
-        if opened and self.inherited:
-            raise SessionStoreError(INHERITED)
-        if opened and self._loop is not None and not self._loop.is_closed():
-            raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
-        self._loop = loop
-        _used.add(self)
-        _inherited.discard(self)
-        return True
+        await self.ping()
+        await self._admit(await self.canary())
+
+    def guard(self, admit: Admit) -> None:
+        """Let `admit` decide at each opening from now on. By default, an encrypted database is refused."""
+        self._admit = admit
 
     @property
     def inherited(self) -> bool:
         """Whether the parent of this process, from which it was forked, opened it."""
-        return self in _inherited
+        return False
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Self:
         try:
-            await self.ping()
-            await self.check_key()
+            await self.open()
         except BaseException:
             await self.close()
             raise
@@ -381,26 +388,3 @@ class SessionStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-INHERITED = (
-    "This was opened before the process forked, and its connections belong to the parent. "
-    "In the child make a new store or session, on a new event loop (asyncio.run)."
-)
-"""What a child is told that uses a store or session of its parent."""
-
-_used: WeakSet[SessionStore] = WeakSet()
-_inherited: set[SessionStore] = set()
-"""Kept for ever: were they collected, their connections would be closed, and the parent would not hear of its own any
-more, because both processes have the same selector."""
-
-
-def _disown() -> None:
-    for store in _used:
-        if store._loop is not None and not store._loop.is_closed():
-            _inherited.add(store)
-            store._loop = None  # no loop is this one's, so the next call asks `_moved_to_this_loop`
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_disown)

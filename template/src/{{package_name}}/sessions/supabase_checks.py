@@ -43,7 +43,7 @@ async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migrat
     try:
         begin = perf_counter()
         try:
-            await caller.check_schema()
+            await caller.open("")
         except SchemaOutdated as error:
             yield Check("connection", "ok", f"{settings.where} answers.")
             yield Check("schema", "fail", "The schema does not fit this program.", str(error))

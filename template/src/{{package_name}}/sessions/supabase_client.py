@@ -17,7 +17,7 @@ import httpx
 from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions
 
-from .postgres_connection import check_version
+from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
 from .supabase_connection import SupabaseSettings
 from .supabase_errors import Refusal, refuse, translate
@@ -29,7 +29,7 @@ MAX_IDLE_CONNECTIONS = 10
 IDLE_SECONDS = 60.0
 """Shorter than what servers and firewalls commonly allow (nginx: 75 s), long enough to span a model call."""
 
-VERSION_FUNCTION = "agent_session_schema_version"
+OPENING_FUNCTION = "agent_session_open"
 SCHEMA_PAUSES = (0.1, 0.2, 0.4, 0.8)
 """Seconds between questions for functions that are not there yet."""
 
@@ -42,8 +42,6 @@ class Project:
     http: httpx.AsyncClient
     turns: asyncio.Semaphore
     """As many as there may be connections."""
-    schema_fits: bool = False
-    """Whether the schema was seen to fit this program; asked once for all users."""
     callers: WeakSet[Caller] = field(default_factory=WeakSet)
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -151,30 +149,25 @@ class Caller:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error
 
-    @property
-    def schema_fits(self) -> bool:
-        """Whether one of the project's callers has seen that it does."""
-        return self._project.schema_fits
-
-    async def check_schema(self) -> None:
-        """Ask for the version of the schema.
+    async def open(self, user_id: str) -> str | None:
+        """The canary of a user, if the schema fits.
 
         Raises:
-            SchemaOutdated: See `check_version`.
+            SchemaOutdated: It does not, or is not there.
         """
-        versions = await self._version()
-        if not (isinstance(versions, list) and [type(version) for version in versions] == [int, int]):
+        answer = await self._opening(user_id)
+        if not (isinstance(answer, list) and len(answer) == 3):
             raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
-        check_version(versions)
-        self._project.schema_fits = True
+        return read_opening(answer)
 
-    async def _version(self) -> Any:
+    async def _opening(self, user_id: str) -> Any:
         # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
+        arguments = {"p_user_id": user_id}
         for pause in SCHEMA_PAUSES:
             with suppress(SchemaOutdated):
-                return await self.call(VERSION_FUNCTION, {})
+                return await self.call(OPENING_FUNCTION, arguments)
             await asyncio.sleep(pause)
-        return await self.call(VERSION_FUNCTION, {})
+        return await self.call(OPENING_FUNCTION, arguments)
 
     async def close(self) -> None:
         """Give up this caller's share; the last one closes the connections."""

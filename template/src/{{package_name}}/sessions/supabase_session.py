@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from .opening import ConnectedStore
 from .paging import decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, WrongOwner, encode_metadata
 from .supabase_connection import SupabaseSettings, subject_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ MAX_LIMIT = 2**63 - 1
 """Largest LIMIT that PostgreSQL takes; callers may ask for more."""
 
 
-class SupabaseStore(SessionStore):
+class SupabaseStore(ConnectedStore):
     """All sessions of one project, or with an access token those of one user. Stores of a project share connections.
 
     Args:
@@ -62,6 +63,7 @@ class SupabaseStore(SessionStore):
         """
         return _owner(user_id, self._owner)
 
+    @settles
     async def append(self, key: SessionKey, batch: Batch) -> None:
         await self._call("agent_session_append", **_named(key), **_named_batch(batch))
 
@@ -80,6 +82,7 @@ class SupabaseStore(SessionStore):
     async def clear(self, key: SessionKey) -> None:
         await self._call("agent_session_clear", **_named(key))
 
+    @settles
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         expected = None if expected_tail is None else list(expected_tail)
         arguments = {**_named(key), "p_expected": expected, **_named_batch(batch)}
@@ -144,35 +147,29 @@ class SupabaseStore(SessionStore):
         now: str | None = await self._call("agent_session_canary", p_user_id=owner, p_kept=kept, p_text=text)
         return now
 
-    async def ping(self) -> None:
-        await self._open(check=True)
-
-    async def close(self) -> None:
-        if self.inherited:
-            return
-        caller, self._caller = self._caller, None
-        if caller is not None:
-            await caller.close()
-
     # ── Connections ─────────────────────────────────────────────────────────
 
     async def _call(self, function: str, /, **arguments: object) -> Any:
         """The single value that the function returns, in one round trip."""
-        caller = self._caller
-        if caller is None or not caller.schema_fits or self._loop is not asyncio.get_running_loop():
-            caller = await self._open()
-        return await caller.call(function, arguments)
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            await self.open()
+        assert self._caller is not None  # noqa: S101 - it is open
+        return await self._caller.call(function, arguments)
 
-    async def _open(self, *, check: bool = False) -> Caller:
-        """The caller of this event loop, with a schema that fits: asked for once, or now if `check`."""
+    async def _connect(self) -> str | None:
         from .supabase_client import Caller  # imported late: supabase takes half a second
 
-        if self._moved_to_this_loop(self._caller is not None):
-            self._caller = None
-        caller = self._caller = self._caller or Caller(self.settings, self._token)
-        if check or not caller.schema_fits:
-            await caller.check_schema()
-        return caller
+        if self._caller is None:
+            self._caller = Caller(self.settings, self._token)
+        return await self._caller.open(self._owner or "")
+
+    async def _disconnect(self) -> None:
+        caller, self._caller = self._caller, None
+        if caller is not None:
+            await caller.close()
+
+    def _forget(self) -> None:
+        self._caller = None
 
 
 class SupabaseSession(SharedStoreSession):
