@@ -112,12 +112,13 @@ async def _check_schema(
     connection: asyncpg.Connection, settings: PostgresSettings, migrations: Sequence[Migration]
 ) -> Check:
     try:
-        read_opening(await connection.fetchval(OPENING_STATEMENT, ""))
+        answer = await connection.fetchval(OPENING_STATEMENT, "")
+        read_opening(answer)
     except asyncpg.PostgresError as error:
         return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:
         return Check("schema", "fail", "The schema does not fit this program.", str(error))
-    fits = f"The schema fits this program: version {version[0]}"
+    fits = f"The schema fits this program: version {answer[0]}"
     try:
         return await check_migrations(settings, migrations, fits)
     except SessionStoreError:
