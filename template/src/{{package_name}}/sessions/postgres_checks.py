@@ -13,7 +13,7 @@ from .postgres_connection import (
     VERSION_STATEMENT,
     PostgresSettings,
     check_version,
-    connect_options,
+    connect,
     translate,
 )
 from .postgres_schema import Migration, check_migrations
@@ -42,7 +42,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
     """All checks of the database. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
-        connection = await asyncpg.connect(**connect_options(settings))
+        connection = await connect(settings)
     except DRIVER_ERRORS as error:
         problem = translate(error, settings, sent=False)
         yield Check("connection", "fail", "The database cannot be reached.", str(problem))

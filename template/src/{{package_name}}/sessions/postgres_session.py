@@ -25,12 +25,11 @@ from .postgres_connection import (
     VERSION_STATEMENT,
     PostgresSettings,
     check_version,
-    connect_options,
     translate,
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, encode_metadata
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -166,21 +165,14 @@ class PostgresStore(SessionStore):
         except DRIVER_ERRORS as error:
             if isinstance(error, asyncpg.UniqueViolationError) and error.constraint_name == "agent_sessions_batch":
                 return True  # an earlier attempt stored this batch; its answer got lost
-            ours = translate(error, self.settings, sent=True)
-            if isinstance(ours, StoreUnavailable) and ours.maybe_applied:
-                pool.forget_idle()
-            raise ours from _without_values(error)
+            raise translate(error, self.settings, sent=True) from _without_values(error)
 
     async def _open(self) -> ConnectionPool:
         if self._moved_to_this_loop(self._pool is not None):
             self._pool, self._opening = None, asyncio.Lock()
         async with self._opening:
             if self._pool is None:
-                pool = ConnectionPool(
-                    connect_options(self.settings),
-                    self.settings.database_pool_max,
-                    self.settings.database_timeout_seconds,
-                )
+                pool = ConnectionPool(self.settings)
                 try:
                     check_version(await self._fetch(pool, VERSION_STATEMENT))
                 except BaseException:

@@ -196,6 +196,8 @@ class StoreSettings(BaseSettings):
     """Largest item in bytes of UTF-8. An image inlined as base64 counts in full."""
     session_retry_seconds: float = Field(default=10.0, ge=0)
     """How long a lost connection is retried before the error reaches the caller."""
+    session_settle_seconds: float = Field(default=5.0, gt=0)
+    """How long a cancelled or timed-out change may take to be settled: finished or undone at the server."""
 
 
 class SessionStore(ABC):
