@@ -12,7 +12,7 @@ from .postgres_connection import (
     DRIVER_ERRORS,
     OPENING_STATEMENT,
     PostgresSettings,
-    connect_options,
+    connect,
     read_opening,
     translate,
 )
@@ -43,7 +43,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
     """All checks of the database. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
-        connection = await asyncpg.connect(**connect_options(settings))
+        connection = await connect(settings)
     except DRIVER_ERRORS as error:
         problem = translate(error, settings, sent=False)
         yield Check("connection", "fail", "The database cannot be reached.", str(problem))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, ClassVar, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 from pydantic import Field, SecretStr
@@ -32,6 +33,10 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 """All that asyncpg raises. A timeout is an OSError; a cut connection is at times an InternalClientError."""
 
 
+class NoFreeConnection(TimeoutError):
+    """All connections of the pool were in use until the deadline."""
+
+
 class PostgresSettings(StoreSettings):
     """Where the database is, and how hard it may be used."""
 
@@ -43,7 +48,7 @@ class PostgresSettings(StoreSettings):
     database_pool_max: int = Field(default=10, ge=1)
     """Connections per process, at most. Calls beyond it wait."""
     database_timeout_seconds: float = Field(default=30.0, gt=0)
-    """For connecting, for waiting for a free connection, and for one statement."""
+    """For one call: waiting for a free connection, connecting, and its statement, together."""
     database_pooler: Literal["auto", "transaction", "none"] = "auto"
     """Is a transaction pooler (PgBouncer, Supavisor) in between? auto: yes for port 6543 and ?pgbouncer=true."""
 
@@ -54,25 +59,12 @@ class PostgresSettings(StoreSettings):
         Raises:
             SettingMissing: It is not set, or is no PostgreSQL URL.
         """
+        # No frame that an error leaves behind may have the address, with its password, among its local variables.
         if self.database_url is None:
             raise SettingMissing(f"{self.variable} is not set. Put {EXAMPLE} into .env.")
-        scheme, separator, rest = self.database_url.get_secret_value().strip().partition("://")
-        # What SQLAlchemy calls postgresql+asyncpg is the same address.
-        if scheme.partition("+")[0] not in ("postgresql", "postgres") or not separator:
-            raise SettingMissing(f"{self.variable} is no PostgreSQL URL. Write {EXAMPLE}.")
-        dsn = f"postgresql://{rest}"
-        try:
-            url = urlsplit(dsn)
-            # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
-            usable = url.port != 0 and not url.fragment and "@" not in url.path + url.query
-        except ValueError:  # the port is no number, or a [ is nowhere closed
-            usable = False
-        if not usable:
-            raise SettingMissing(
-                f"{self.variable} cannot be used: its port is no number, or its password holds one of / ? # @ : [ ] "
-                "which must be written as %2F %3F %23 %40 %3A %5B %5D."
-            )
-        return dsn
+        if problem := _problem(self.database_url):
+            raise SettingMissing(f"{self.variable} {problem}")
+        return f"postgresql://{_parts(self.database_url)[1]}"
 
     @property
     def behind_pooler(self) -> bool:
@@ -113,6 +105,66 @@ def read_opening(answer: Sequence[str | None]) -> str | None:
     version, oldest_program, canary = answer
     check_version([version or 0, oldest_program or 0])
     return canary
+
+
+def pool_options(settings: PostgresSettings) -> dict[str, Any]:
+    """More arguments, for connections with statements of the app only: the server ends those that take too long.
+
+    It does so too if no request to cancel one gets through any more. Not through a pooler, which would refuse it or
+    hand it on to others; and not if the address itself sets that timeout.
+    """
+    if settings.behind_pooler or "statement_timeout" in unquote(urlsplit(settings.dsn).query):
+        return {}
+    milliseconds = min(ceil(settings.database_timeout_seconds * 1000), 2**31 - 1)
+    return {"server_settings": {"application_name": COMMAND, "statement_timeout": str(milliseconds)}}
+
+
+async def connect(settings: PostgresSettings, **more: Any) -> asyncpg.Connection:
+    """Connect with `connect_options`, replaced by `more`.
+
+    Raises:
+        Exception: One of `DRIVER_ERRORS`, without the driver's frames: the password is among their local variables,
+            which some tools show.
+    """
+    try:
+        return await asyncpg.connect(**{**connect_options(settings), **more})
+    except BaseException as error:
+        _forget_frames(error)
+        raise
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    while error is not None:
+        error.__traceback__ = None
+        if error.__cause__ is not None:
+            _forget_frames(error.__cause__)
+        error = error.__context__
+
+
+def _parts(url: SecretStr) -> tuple[str, str]:
+    """Scheme and rest of an address."""
+    scheme, separator, rest = url.get_secret_value().strip().partition("://")
+    return (scheme if separator else "", rest)
+
+
+def _problem(url: SecretStr) -> str | None:
+    """Why an address cannot be used; continues a sentence."""
+    scheme, rest = _parts(url)
+    # What SQLAlchemy calls postgresql+asyncpg is the same address.
+    if scheme.partition("+")[0] not in ("postgresql", "postgres"):
+        return f"is no PostgreSQL URL. Write {EXAMPLE}."
+    try:
+        parts = urlsplit(f"postgresql://{rest}")
+        # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
+        usable = parts.port != 0 and not parts.fragment and "@" not in parts.path + parts.query
+    except ValueError:  # the port is no number, or a [ is nowhere closed
+        usable = False
+    if usable:
+        return None
+    return (
+        "cannot be used: its port is no number, or its password holds one of / ? # @ : [ ] "
+        "which must be written as %2F %3F %23 %40 %3A %5B %5D."
+    )
 
 
 def check_version(versions: Sequence[int | str]) -> None:
@@ -163,7 +215,17 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             )
         case ("53", _):
             return StoreRefused(f"{server} is out of resources: {problem}.")
-        case ("08" | "25" | "40", _) | (_, "55P03" | "57014" | "57P01" | "57P02" | "57P03"):
+        case (_, "25006"):
+            return StoreUnavailable(
+                f"{server} takes no writes: {problem}. Is it a standby, or is default_transaction_read_only on? "
+                f"Point {settings.variable} to the primary."
+            )
+        case (_, "57014"):
+            return StoreUnavailable(
+                f"{server} did not finish the statement within {settings.database_timeout_seconds:g} s "
+                f"(DATABASE_TIMEOUT_SECONDS), or somebody cancelled it: {problem}."
+            )
+        case ("08" | "25" | "40", _) | (_, "55P03" | "57P01" | "57P02" | "57P03" | "57P04" | "57P05"):
             # Only these cut the connection; after the others the statement was certainly rolled back.
             cut = code[:2] == "08" or code[:4] == "57P0"
             return StoreUnavailable(f"{server} cannot serve now: {problem}.", maybe_applied=sent and cut)
@@ -176,11 +238,14 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             return SettingMissing(f"{settings.variable} cannot be used: {error}.")
         case asyncpg.UnsupportedClientFeatureError():
             return SessionStoreError(f"{server}: {error}")
-        case TimeoutError():
-            what = "did not answer" if sent else "gave no free connection"
+        case NoFreeConnection():
             return StoreUnavailable(
-                f"{server} {what} within {settings.database_timeout_seconds:g} s (DATABASE_TIMEOUT_SECONDS; "
-                f"DATABASE_POOL_MAX is {settings.database_pool_max}).",
+                f"{server} gave no free connection within {settings.database_timeout_seconds:g} s "
+                f"(DATABASE_TIMEOUT_SECONDS; DATABASE_POOL_MAX is {settings.database_pool_max})."
+            )
+        case TimeoutError():
+            return StoreUnavailable(
+                f"{server} did not answer within {settings.database_timeout_seconds:g} s (DATABASE_TIMEOUT_SECONDS).",
                 maybe_applied=sent,
             )
     lost = "The connection to" if sent else "Cannot reach"

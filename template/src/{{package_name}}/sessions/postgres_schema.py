@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import asyncpg
 
 from .checks import Check
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect_options, translate
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, translate
 from .store import COMMAND, SessionStoreError
 
 # Any number will do, as long as all versions of this program use the same one.
@@ -200,7 +200,7 @@ async def _connection(settings: PostgresSettings) -> AsyncIterator[asyncpg.Conne
     """A connection of its own, without a time limit: a migration may take long."""
     connected = False
     try:
-        connection = await asyncpg.connect(**{**connect_options(settings), "command_timeout": None})
+        connection = await connect(settings, command_timeout=None)
         connected = True
         try:
             yield connection

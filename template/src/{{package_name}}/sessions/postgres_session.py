@@ -25,13 +25,12 @@ from .postgres_connection import (
     DRIVER_ERRORS,
     OPENING_STATEMENT,
     PostgresSettings,
-    connect_options,
     read_opening,
     translate,
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, StoreUnavailable, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, encode_metadata
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -173,18 +172,11 @@ class PostgresStore(ConnectedStore):
             cause = error.__cause__ or error
             raise translate(cause, self.settings, sent=False) from cause
         except DRIVER_ERRORS as error:
-            ours = translate(error, self.settings, sent=True)
-            if isinstance(ours, StoreUnavailable) and ours.maybe_applied:
-                pool.forget_idle()
-            raise ours from _without_values(error)
+            raise translate(error, self.settings, sent=True) from _without_values(error)
 
     async def _connect(self) -> str | None:
         if self._pool is None:
-            self._pool = ConnectionPool(
-                connect_options(self.settings),
-                self.settings.database_pool_max,
-                self.settings.database_timeout_seconds,
-            )
+            self._pool = ConnectionPool(self.settings)
         return read_opening(await self._fetch(self._pool, OPENING_STATEMENT, ""))
 
     async def _disconnect(self) -> None:

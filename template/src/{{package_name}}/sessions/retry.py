@@ -125,3 +125,12 @@ def settles(
         return await settled(change(self, *args, **kwargs), self.settings.session_settle_seconds)
 
     return call
+
+
+def cancellations() -> int:
+    """How often the running task was asked to stop so far; more than before a call means that the call was cancelled.
+
+    A driver may swallow a cancellation, or make another error of it.
+    """
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
