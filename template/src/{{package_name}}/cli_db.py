@@ -27,7 +27,7 @@ def upgrade() -> None:
     from .settings import load_settings
 
     known = backend.migrations()
-    with server(load_settings()) as settings:
+    with server(load_settings(), embedded=True) as settings:
         applied = asyncio.run(backend.upgrade(settings))
     for migration in applied:
         note(f"Applied {migration.version}_{migration.name}.")
@@ -41,7 +41,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     from .app import server
     from .settings import load_settings
 
-    with server(load_settings()) as settings:
+    with server(load_settings(), embedded=True) as settings:
         states = asyncio.run(backend.status(settings))
     good = all(state.state == "applied" for state in states)
     if as_json:

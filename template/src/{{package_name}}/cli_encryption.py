@@ -35,7 +35,7 @@ def reencrypt(
     from .settings import load_settings
 
     async def run() -> Report:
-        with server(loaded) as settings:
+        with server(loaded, embedded=True) as settings:
             if settings is not loaded:
                 await prepare(settings)
             inner = BackendStore(settings)
