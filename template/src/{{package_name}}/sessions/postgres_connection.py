@@ -17,7 +17,9 @@ from .store import (
     StoreRefused,
     StoreSettings,
     StoreUnavailable,
+    how_to,
 )
+from .tracebacks import forget_locals, forgets_locals
 
 SCHEMA_VERSION = 20261123000002
 """The newest migration that this program was written for."""
@@ -48,6 +50,7 @@ class PostgresSettings(StoreSettings):
     """Is a transaction pooler (PgBouncer, Supavisor) in between? auto: yes for port 6543 and ?pgbouncer=true."""
 
     @property
+    @forgets_locals
     def dsn(self) -> str:
         """The address as asyncpg takes it.
 
@@ -104,6 +107,15 @@ def connect_options(settings: PostgresSettings) -> dict[str, Any]:
     return {**options, "server_settings": {"application_name": COMMAND}}
 
 
+def how_to_upgrade() -> str:
+    """What a message says to do about a schema that is too old."""
+    return how_to(
+        "db upgrade",
+        "Apply the SQL files of the migrations folder: `upgrade(settings, read_migrations(folder))`, both from "
+        "{package}.postgres_schema",
+    )
+
+
 def check_version(versions: Sequence[int | str]) -> None:
     """Compare the schema's [version, oldest program it still serves] with this program.
 
@@ -113,8 +125,7 @@ def check_version(versions: Sequence[int | str]) -> None:
     version, oldest_program = map(int, versions)
     if version < SCHEMA_VERSION:
         raise SchemaOutdated(
-            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. "
-            f"Run `{COMMAND} db upgrade`."
+            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. {how_to_upgrade()}."
         )
     if oldest_program > SCHEMA_VERSION:
         raise SchemaOutdated(
@@ -131,6 +142,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         settings: Tells where the server is.
         sent: Whether the statement had been handed to the driver.
     """
+    forget_locals(error)  # the driver's hold the password
     server = f"PostgreSQL at {settings.where}"
     code: str = getattr(error, "sqlstate", None) or ""
     # Not str(error): that appends the server's details, which may quote stored values.
@@ -143,7 +155,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         case (_, "42501"):
             return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
         case (_, "42883" | "42P01" | "3F000"):
-            return SchemaOutdated(f"{server} has no tables or functions of this app. Run `{COMMAND} db upgrade`.")
+            return SchemaOutdated(f"{server} has no tables or functions of this app. {how_to_upgrade()}.")
         case (_, "26000" | "42P05"):
             return SessionStoreError(f"{server}: a pooler swaps prepared statements. Set DATABASE_POOLER=transaction.")
         case (_, "53300"):

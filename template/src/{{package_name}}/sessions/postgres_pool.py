@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 
 from .retry import settled
+from .tracebacks import forget_locals
 
 IDLE_SECONDS = 300.0
 """Connections unused for longer are not trusted: firewalls drop them in silence. The same as asyncpg's pool."""
@@ -109,7 +110,8 @@ class ConnectionPool:
                 elif not connection.is_closed():
                     return connection
             return await asyncpg.connect(**self._options)
-        except BaseException:
+        except BaseException as error:
+            forget_locals(error)  # the driver's hold the password
             self._free.release()
             raise
 
