@@ -16,9 +16,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
-from .encryption import Cipher, EncryptionSettings, sealed_metadata
+from .encryption import Cipher, EncryptionSettings, how_to_reencrypt, sealed_metadata
+from .environment import from_environment
 from .store import (
-    COMMAND,
     SEALED,
     Admit,
     Batch,
@@ -50,7 +50,7 @@ class EncryptedStore(SessionStore):
         super().__init__(inner.settings)
         self.inner = inner
         known = inner.settings
-        self.keys = settings or (known if isinstance(known, EncryptionSettings) else EncryptionSettings())
+        self.keys = settings or (known if isinstance(known, EncryptionSettings) else from_environment(EncryptionSettings))
         inner.guard(self._check_canary)
 
     @cached_property
@@ -198,7 +198,7 @@ class EncryptedStore(SessionStore):
                 texts = await self.inner.tail(key, 1) if info.title is None else [info.title]
                 if any(not text.startswith(SEALED) for text in texts):
                     raise SettingMissing(
-                        f"There are sessions that are not encrypted. Run `{COMMAND} sessions reencrypt`; until it is "
+                        f"There are sessions that are not encrypted. {how_to_reencrypt()}; until that is "
                         "done, SESSION_ENCRYPTION_ALLOW_PLAINTEXT=true lets the app read them."
                     )
             if (cursor := page.next_cursor) is None:

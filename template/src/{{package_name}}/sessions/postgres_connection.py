@@ -18,7 +18,9 @@ from .store import (
     StoreRefused,
     StoreSettings,
     StoreUnavailable,
+    how_to,
 )
+from .tracebacks import forget_locals, forgets_locals
 
 SCHEMA_VERSION = 20261126000001
 """The newest migration that this program was written for."""
@@ -53,6 +55,7 @@ class PostgresSettings(StoreSettings):
     """Is a transaction pooler (PgBouncer, Supavisor) in between? auto: yes for port 6543 and ?pgbouncer=true."""
 
     @property
+    @forgets_locals
     def dsn(self) -> str:
         """The address as asyncpg takes it.
 
@@ -123,22 +126,13 @@ async def connect(settings: PostgresSettings, **more: Any) -> asyncpg.Connection
     """Connect with `connect_options`, replaced by `more`.
 
     Raises:
-        Exception: One of `DRIVER_ERRORS`, without the driver's frames: the password is among their local variables,
-            which some tools show.
+        Exception: One of `DRIVER_ERRORS`.
     """
     try:
         return await asyncpg.connect(**{**connect_options(settings), **more})
     except BaseException as error:
-        _forget_frames(error)
+        forget_locals(error)
         raise
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    while error is not None:
-        error.__traceback__ = None
-        if error.__cause__ is not None:
-            _forget_frames(error.__cause__)
-        error = error.__context__
 
 
 def _parts(url: SecretStr) -> tuple[str, str]:
@@ -167,6 +161,15 @@ def _problem(url: SecretStr) -> str | None:
     )
 
 
+def how_to_upgrade() -> str:
+    """What a message says to do about a schema that is too old."""
+    return how_to(
+        "db upgrade",
+        "Apply the SQL files of the migrations folder: `upgrade(settings, read_migrations(folder))`, both from "
+        "{package}.postgres_schema",
+    )
+
+
 def check_version(versions: Sequence[int | str]) -> None:
     """Compare the schema's [version, oldest program it still serves] with this program.
 
@@ -176,8 +179,7 @@ def check_version(versions: Sequence[int | str]) -> None:
     version, oldest_program = map(int, versions)
     if version < SCHEMA_VERSION:
         raise SchemaOutdated(
-            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. "
-            f"Run `{COMMAND} db upgrade`."
+            f"The database schema is version {version}, this program needs {SCHEMA_VERSION}. {how_to_upgrade()}."
         )
     if oldest_program > SCHEMA_VERSION:
         raise SchemaOutdated(
@@ -194,6 +196,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         settings: Tells where the server is.
         sent: Whether the statement had been handed to the driver.
     """
+    forget_locals(error)  # the driver's hold the password
     server = f"PostgreSQL at {settings.where}"
     code: str = getattr(error, "sqlstate", None) or ""
     # Not str(error): that appends the server's details, which may quote stored values.
@@ -206,7 +209,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         case (_, "42501"):
             return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
         case (_, "42883" | "42P01" | "3F000"):
-            return SchemaOutdated(f"{server} has no tables or functions of this app. Run `{COMMAND} db upgrade`.")
+            return SchemaOutdated(f"{server} has no tables or functions of this app. {how_to_upgrade()}.")
         case (_, "26000" | "42P05"):
             return SessionStoreError(f"{server}: a pooler swaps prepared statements. Set DATABASE_POOLER=transaction.")
         case (_, "53300"):

@@ -17,7 +17,7 @@ import asyncpg
 
 from .checks import Check
 from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, translate
-from .store import COMMAND, SessionStoreError
+from .store import SessionStoreError, how_to
 
 # Any number will do, as long as all versions of this program use the same one.
 _LOCK = 7_262_001_417_553
@@ -154,7 +154,10 @@ async def check_migrations(
     states = [state for state in await status(settings, migrations, history) if state.state not in harmless]
     if states:
         found = ", ".join(f"{state.version} is {state.state}" for state in states)
-        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"Look at `{COMMAND} db status`.")
+        todo = how_to(
+            "db status", "Compare: `status(settings, read_migrations(folder))`, both from {package}.postgres_schema"
+        )
+        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"{todo}.")
     if edited := await _changed_by_hand(settings, migrations):
         what = f"{fits}, but these are not what the migrations made: {', '.join(edited)}."
         return Check("schema", "warn", what, "Take the statements from the migrations, and put changes into a new one.")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from pydantic import SecretStr
 
+from .environment import from_environment
 from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
 from .postgres_connection import (
@@ -31,6 +32,7 @@ from .postgres_connection import (
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
 from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, encode_metadata
+from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -68,7 +70,7 @@ class PostgresStore(ConnectedStore):
     settings: PostgresSettings
 
     def __init__(self, settings: PostgresSettings | None = None) -> None:
-        super().__init__(settings or PostgresSettings())
+        super().__init__(settings or from_environment(PostgresSettings))
         self._pool: ConnectionPool | None = None
         self._place: Place | None = None
 
@@ -189,7 +191,7 @@ class PostgresStore(ConnectedStore):
 
 
 class PostgresSession(SharedStoreSession):
-    """A session that needs no store of its own: all with the same address share one per event loop.
+    """A session that needs no store of its own: all with the same settings share one per event loop.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
@@ -203,6 +205,7 @@ class PostgresSession(SharedStoreSession):
         InvalidSessionId: See `SessionKey.check`.
     """
 
+    @forgets_locals
     def __init__(
         self,
         session_id: str,
@@ -212,11 +215,12 @@ class PostgresSession(SharedStoreSession):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: PostgresSettings | None = None,
     ) -> None:
-        settings = settings or PostgresSettings()
+        settings = settings or from_environment(PostgresSettings)
         if dsn is not None:
             settings = settings.model_copy(update={"database_url": SecretStr(dsn)})
+        _ = settings.dsn  # which raises what is wrong with it
         key = SessionKey(user_id, session_id)
-        super().__init__(settings.dsn, lambda: PostgresStore(settings), key, session_settings)
+        super().__init__(settings, lambda: PostgresStore(settings), key, session_settings)
 
 
 def _without_values(error: BaseException) -> BaseException | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from . import redis_index
+from .environment import from_environment
 from .opening import ConnectedStore
 from .paging import decode_cursor, encode_cursor
 from .redis_connection import Argument, RedisConnection, RedisSettings, Script
@@ -29,7 +30,6 @@ from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, REPLACE_TAIL, REW
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import (
-    COMMAND,
     Batch,
     Content,
     SchemaOutdated,
@@ -39,6 +39,7 @@ from .store import (
     StoreUnavailable,
     encode_metadata,
 )
+from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -61,7 +62,7 @@ class RedisStore(ConnectedStore):
     settings: RedisSettings
 
     def __init__(self, settings: RedisSettings | None = None) -> None:
-        super().__init__(settings or RedisSettings())
+        super().__init__(settings or from_environment(RedisSettings))
         self._prefix = self.settings.session_key_prefix
         self._ttl = round((self.settings.session_ttl or 0) * 1000)
         self._connection: RedisConnection | None = None
@@ -243,13 +244,13 @@ async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
     if stored is not None and int(stored) > FORMAT:
         raise SchemaOutdated(
             f"The sessions under {prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
-            f"Deploy the current version of {COMMAND}."
+            "Deploy the current version of this app."
         )
     return None if canary is None else str(canary)
 
 
 class RedisSession(SharedStoreSession):
-    """A session that needs no store of its own: all with the same address share one per event loop.
+    """A session that needs no store of its own: all with the same settings share one per event loop.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
@@ -263,6 +264,7 @@ class RedisSession(SharedStoreSession):
         InvalidSessionId: See `SessionKey.check`.
     """
 
+    @forgets_locals
     def __init__(
         self,
         session_id: str,
@@ -272,11 +274,12 @@ class RedisSession(SharedStoreSession):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: RedisSettings | None = None,
     ) -> None:
-        settings = settings or RedisSettings()
+        settings = settings or from_environment(RedisSettings)
         if redis_url is not None:
             settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
-        address = (settings.url, settings.session_key_prefix)
-        super().__init__(address, lambda: RedisStore(settings), SessionKey(user_id, session_id), session_settings)
+        _ = settings.url  # which raises what is wrong with it
+        key = SessionKey(user_id, session_id)
+        super().__init__(settings, lambda: RedisStore(settings), key, session_settings)
 
 
 def _optional(text: str | None) -> tuple[str, str]:

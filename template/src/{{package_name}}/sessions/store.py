@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
 
@@ -26,7 +27,22 @@ if TYPE_CHECKING:
     from .session import StoredSession
 
 COMMAND = __name__.partition(".")[0].replace("_", "-")
-"""The command line of this project, for messages that say what to run."""
+"""The command line of this project."""
+
+
+def how_to(command: str, otherwise: str) -> str:
+    """What a message says to do: run a command of this project, or `otherwise` where the commands did not come along.
+
+    Args:
+        command: Behind the name of the program, such as "db upgrade".
+        otherwise: The same for a codebase that has `sessions/` alone; `{package}` is what it is called there.
+    """
+    package = __package__ or ""
+    above = package.rpartition(".")[0]
+    if above and all(find_spec(f"{above}.{module}") for module in ("cli", "conversation")):
+        return f"Run `{COMMAND} {command}`"
+    return otherwise.format(package=package)
+
 
 MAX_ID_BYTES = 1000
 """Longest session id or user id in bytes of UTF-8. Both must fit into one index entry of an SQL database (2,704)."""
@@ -209,10 +225,11 @@ async def refuse_encrypted(canary: str | None) -> None:
         WrongKey: What is stored is encrypted.
     """
     if canary is not None:
+        decrypt = how_to("sessions reencrypt --decrypt", "Run `sessions reencrypt --decrypt`")
         raise WrongKey(
             f"The stored sessions are encrypted with key {key_of(canary)}, and this project was made without "
-            "encryption. Turn it on again (`uvx copier update --data encryption=true`); to go without, first run "
-            f"`{COMMAND} sessions reencrypt --decrypt` there."
+            "encryption. Turn it on again (`uvx copier update --data encryption=true`). To go without: "
+            f"{decrypt} in a project that has it."
         )
 
 

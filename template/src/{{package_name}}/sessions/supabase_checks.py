@@ -8,7 +8,7 @@ from time import perf_counter
 from .checks import Check
 from .postgres_connection import SCHEMA_VERSION
 from .postgres_schema import Migration, check_migrations
-from .store import COMMAND, SchemaOutdated, SessionStoreError
+from .store import SchemaOutdated, SessionStoreError
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
 from .supabase_history import SUPABASE_HISTORY
 
@@ -79,10 +79,10 @@ def _check_exposed(exposed: Sequence[str]) -> Check:
 async def _check_migrations(settings: SupabaseSettings, migrations: Sequence[Migration]) -> Check:
     fits = f"The schema fits this program ({SCHEMA_VERSION})"
     if settings.supabase_db_url is None:
-        return Check("schema", "ok", f"{fits}. (SUPABASE_DB_URL is not set; only `{COMMAND} db upgrade` needs it.)")
+        return Check("schema", "ok", f"{fits}. (SUPABASE_DB_URL is not set; only applying migrations needs it.)")
     try:
         # What the folder does not know may well be another app's: a project has one history for all.
         harmless = ("applied", "unknown")
         return await check_migrations(settings.database, migrations, fits, history=SUPABASE_HISTORY, harmless=harmless)
     except SessionStoreError as error:
-        return Check("schema", "warn", f"{fits}, but `{COMMAND} db upgrade` would not work.", str(error))
+        return Check("schema", "warn", f"{fits}, but migrations could not be applied.", str(error))

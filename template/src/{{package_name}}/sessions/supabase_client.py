@@ -6,7 +6,7 @@ The client is ours alone, and `.auth` is never used on it: an auth event would c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -17,10 +17,12 @@ import httpx
 from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions
 
+from .environment import Hidden
 from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
 from .supabase_connection import SupabaseSettings
 from .supabase_errors import Refusal, refuse, translate
+from .tracebacks import forget_locals
 
 T = TypeVar("T")
 
@@ -108,7 +110,7 @@ class Project:
         await self.http.aclose()
 
 
-_projects: dict[tuple[asyncio.AbstractEventLoop, Hashable], Project] = {}
+_projects: dict[tuple[asyncio.AbstractEventLoop, Hidden], Project] = {}
 
 
 class Caller:
@@ -118,13 +120,15 @@ class Caller:
         self._settings = settings
         self._signed_in = access_token is not None
         pool = (settings.supabase_timeout_seconds, settings.supabase_pool_max)
-        self._place = (asyncio.get_running_loop(), (settings.url, settings.key, *pool))
-        for place in [place for place in _projects if place[0].is_closed()]:
-            del _projects[place]  # its connections died with its loop
+        self._place = (asyncio.get_running_loop(), Hidden((settings.url, settings.key, *pool)))
+        for place in list(_projects):
+            if place[0].is_closed():
+                _projects.pop(place, None)  # its connections died with its loop; another thread may have seen it too
         if (project := _projects.get(self._place)) is None:
             try:
                 project = _projects[self._place] = Project.connect(settings)
             except (ValueError, httpx.InvalidURL) as error:
+                forget_locals(error)
                 raise translate(httpx.InvalidURL(""), settings, signed_in=self._signed_in) from error
         self._project = project
         project.callers.add(self)

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr
 
 from .postgres_connection import PostgresSettings
 from .store import SettingMissing, StoreSettings
+from .tracebacks import forgets_locals
 
 WHERE_KEYS_ARE = "Project settings → API keys; for a local stack, `supabase status` prints them"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -28,8 +29,9 @@ class DatabaseSettings(PostgresSettings):
 class SupabaseSettings(StoreSettings):
     """Which project, with which key, and how hard it may be used."""
 
-    supabase_url: str | None = None
-    """https://<project>.supabase.co, or http://127.0.0.1:54321 for a local stack."""
+    supabase_url: str | None = Field(default=None, repr=False)
+    """https://<project>.supabase.co, or http://127.0.0.1:54321 for a local stack. Not shown: by mistake it may be the
+    address of the database, with its password."""
     supabase_key: SecretStr | None = None
     """On a server the secret key (sb_secret_…, or the older service_role); elsewhere the publishable one."""
     supabase_timeout_seconds: float = Field(default=30.0, gt=0)
@@ -40,6 +42,7 @@ class SupabaseSettings(StoreSettings):
     """The database itself, postgresql://…; needed for `db upgrade` only."""
 
     @property
+    @forgets_locals
     def url(self) -> str:
         """The project's address, without /rest/v1 and without a slash at the end.
 
@@ -66,6 +69,7 @@ class SupabaseSettings(StoreSettings):
         return urlunsplit((url.scheme, url.netloc, path, "", ""))
 
     @property
+    @forgets_locals
     def key(self) -> str:
         """The key as it is sent.
 

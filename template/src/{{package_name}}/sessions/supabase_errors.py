@@ -7,7 +7,6 @@ from contextlib import suppress
 import httpx
 
 from .store import (
-    COMMAND,
     ItemTooLarge,
     SchemaOutdated,
     SessionStoreError,
@@ -15,8 +14,10 @@ from .store import (
     StoreRefused,
     StoreUnavailable,
     WrongOwner,
+    how_to,
 )
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
+from .tracebacks import forget_locals
 
 CONNECTION_FAILURE = "08006"
 CUT = ("08", "57P0")
@@ -32,6 +33,15 @@ class Refusal(Exception):
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(f"HTTP {status} {code}".strip())
         self.status, self.code, self.message = status, code, message
+
+
+def how_to_upgrade() -> str:
+    """What a message says to do about a project without our schema."""
+    return how_to(
+        "db upgrade",
+        "Apply the SQL files of supabase/migrations/: `supabase db push`, or `upgrade(settings.database, "
+        "read_migrations(folder), SUPABASE_HISTORY)` from {package}.postgres_schema and {package}.supabase_history",
+    )
 
 
 async def refuse(response: httpx.Response) -> None:
@@ -64,6 +74,7 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
         settings: Tells where the project is, and what kind of key is used.
         signed_in: Whether the call was made with the access token of a user.
     """
+    forget_locals(error)  # those of httpx hold keys and tokens
     server = f"Supabase at {settings.where}"
     if isinstance(error, Refusal):
         return (
@@ -104,8 +115,8 @@ def _from_database(error: Refusal, server: str) -> SessionStoreError | None:
     match code[:2], code:
         case (_, "PGRST202" | "PGRST203" | "PGRST204" | "PGRST205" | "42883" | "42P01"):
             return SchemaOutdated(
-                f"{server} has no functions of this app, or has not noticed them yet. Run `{COMMAND} db upgrade`; if "
-                "that changes nothing, run the SQL: notify pgrst, 'reload schema'."
+                f"{server} has no functions of this app, or has not noticed them yet. {how_to_upgrade()}; if that "
+                "changes nothing, run the SQL: notify pgrst, 'reload schema'."
             )
         case (_, "PGRST106"):
             return StoreRefused(f"{server} does not offer the schema public. Add it: Project settings → Data API.")
@@ -146,7 +157,7 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
         case ("42501", _) if signed_in:
             return StoreRefused(f"{server}: {problem}. Signed-in users may not do this; the secret key may.")
         case ("42501", _):
-            return StoreRefused(f"{server}: {problem}. Run `{COMMAND} db upgrade`, which grants what is needed.")
+            return StoreRefused(f"{server}: {problem}. {how_to_upgrade()}: that grants what is needed.")
     return None
 
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from .environment import from_environment
 from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, WrongOwner, encode_metadata
 from .supabase_connection import SupabaseSettings, subject_of
+from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -48,8 +50,9 @@ class SupabaseStore(ConnectedStore):
 
     settings: SupabaseSettings
 
+    @forgets_locals
     def __init__(self, settings: SupabaseSettings | None = None, access_token: str | None = None) -> None:
-        super().__init__(settings or SupabaseSettings())
+        super().__init__(settings or from_environment(SupabaseSettings))
         # Not just any false value: an empty token must never become the rights of the key.
         self._owner = None if access_token is None else subject_of(access_token)
         self._token = None if access_token is None else SecretStr(access_token)
@@ -187,7 +190,7 @@ class SupabaseStore(ConnectedStore):
 
 
 class SupabaseSession(SharedStoreSession):
-    """A session that needs no store of its own: all of a project share their connections per event loop.
+    """A session that needs no store of its own: all with the same settings share one per event loop.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
@@ -204,6 +207,7 @@ class SupabaseSession(SharedStoreSession):
         InvalidSessionId: See `SessionKey.check`.
     """
 
+    @forgets_locals
     def __init__(
         self,
         session_id: str,
@@ -216,16 +220,15 @@ class SupabaseSession(SharedStoreSession):
         settings: SupabaseSettings | None = None,
     ) -> None:
         given = {"supabase_url": url, "supabase_key": None if key is None else SecretStr(key)}
-        settings = (settings or SupabaseSettings()).model_copy(
+        settings = (settings or from_environment(SupabaseSettings)).model_copy(
             update={name: value for name, value in given.items() if value is not None}
         )
         owner = _owner(user_id or "", None if access_token is None else subject_of(access_token))
         token = None if access_token is None else SecretStr(access_token)
+        _ = settings.url, settings.key  # which raise what is wrong with them
+        key_of_session = SessionKey(owner, session_id)
         super().__init__(
-            (settings.url, SecretStr(settings.key), token),
-            lambda: SupabaseStore(settings, access_token),
-            SessionKey(owner, session_id),
-            session_settings,
+            settings, lambda: SupabaseStore(settings, access_token), key_of_session, session_settings, token=token
         )
 
 
