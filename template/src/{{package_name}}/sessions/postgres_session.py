@@ -101,7 +101,7 @@ class PostgresStore(ConnectedStore):
 
     async def find_session(self, key: SessionKey) -> SessionInfo | None:
         found = await self._call("SELECT public.agent_session_find($1, $2)", *key)
-        return None if found is None else _session_info(json.loads(found))
+        return None if found is None else SessionInfo.of_row(json.loads(found))
 
     async def list_sessions(
         self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
@@ -110,7 +110,7 @@ class PostgresStore(ConnectedStore):
         before = decode_cursor(cursor) if cursor else (None, None, None)
         # One more than asked for tells whether there is a next page.
         page = await self._call("SELECT public.agent_session_list($1, $2, $3, $4, $5)", user_id, limit + 1, *before)
-        sessions = [_session_info(row) for row in json.loads(page)]
+        sessions = [SessionInfo.of_row(row) for row in json.loads(page)]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
     async def update_session(
@@ -228,8 +228,3 @@ def _without_values(error: BaseException) -> BaseException | None:
     if isinstance(error, asyncpg.PostgresError):
         error.detail = None
     return None if isinstance(error, asyncpg.DataError) else error
-
-
-def _session_info(row: Mapping[str, Any]) -> SessionInfo:
-    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at")}
-    return SessionInfo(**{**row, **times})

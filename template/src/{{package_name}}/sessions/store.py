@@ -44,6 +44,9 @@ def how_to(command: str, otherwise: str) -> str:
     return otherwise.format(package=package)
 
 
+Id = str | int | UUID
+"""What an app may have as the id of a user or a session. Stored and compared as text."""
+
 MAX_ID_BYTES = 1000
 """Longest session id or user id in bytes of UTF-8. Both must fit into one index entry of an SQL database (2,704)."""
 
@@ -108,21 +111,40 @@ class SessionKey(NamedTuple):
     session_id: str
 
     def check(self) -> SessionKey:
-        """Return this key.
+        """This key with both ids as plain text.
 
         Raises:
-            InvalidSessionId: An id is no text, too long, empty (the session's), or holds NUL or half a surrogate pair.
+            InvalidSessionId: An id is of another type than `Id`, too long, empty (the session's), or holds NUL or half
+                a surrogate pair.
         """
-        for name, value in zip(("user_id", "session_id"), self, strict=True):
-            if not isinstance(value, str):
-                raise InvalidSessionId(f"{name} must be a str, not {type(value).__name__}.")
+        key = SessionKey(id_text("user_id", self.user_id), id_text("session_id", self.session_id))
+        for name, value in zip(("user_id", "session_id"), key, strict=True):
             if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
                 raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
             if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
                 raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
-        if not self.session_id:
+        if not key.session_id:
             raise InvalidSessionId("session_id is empty. Give every conversation an id of its own.")
-        return self
+        return key
+
+
+def id_text(name: str, value: object) -> str:
+    """The text that stands for an id: 42 and "42" are the same user.
+
+    Args:
+        name: Of the argument, for the message.
+        value: An `Id`.
+
+    Raises:
+        InvalidSessionId: `value` is of another type than `Id`; True and False are not ids either.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)  # also what a member of an enumeration of texts stands for
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    if isinstance(value, UUID):
+        return str(value)
+    raise InvalidSessionId(f"{name} must be a str, an int or a UUID, not {type(value).__name__}.")
 
 
 class Row(NamedTuple):
@@ -160,6 +182,19 @@ class SessionInfo:
     created_at: datetime
     updated_at: datetime
     metadata: Mapping[str, Any]
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """From a row of SQL as JSON. Read by name, so that a column of a newer release does not break this one."""
+        return cls(
+            user_id=row["user_id"],
+            session_id=row["session_id"],
+            title=row["title"],
+            item_count=row["item_count"],
+            created_at=datetime.fromisoformat(row["created_at"]),
+            updated_at=datetime.fromisoformat(row["updated_at"]),
+            metadata=row["metadata"],
+        )
 
 
 MAX_METADATA_DEPTH = 100
@@ -252,9 +287,9 @@ class SessionStore(ABC):
 
     def session(
         self,
-        session_id: str,
+        session_id: Id,
         *,
-        user_id: str = "",
+        user_id: Id = "",
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> StoredSession:
         """A view on one session; no I/O, nothing to close.
@@ -264,7 +299,8 @@ class SessionStore(ABC):
         """
         from .session import StoredSession  # the session builds on the store, so it is imported late
 
-        return StoredSession(lambda: self, SessionKey(self.owner(user_id), session_id), session_settings)
+        key = SessionKey(self.owner(id_text("user_id", user_id)), id_text("session_id", session_id))
+        return StoredSession(lambda: self, key, session_settings)
 
     def owner(self, user_id: str) -> str:
         """Whose session it is when a session of `user_id` is asked for. A store that serves one user alone knows."""

@@ -24,7 +24,17 @@ from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, WrongOwner, encode_metadata
+from .store import (
+    Batch,
+    Content,
+    Id,
+    SessionInfo,
+    SessionKey,
+    SessionPage,
+    WrongOwner,
+    encode_metadata,
+    id_text,
+)
 from .supabase_connection import SupabaseSettings, subject_of
 from .tracebacks import forgets_locals
 
@@ -94,7 +104,7 @@ class SupabaseStore(ConnectedStore):
 
     async def find_session(self, key: SessionKey) -> SessionInfo | None:
         found = await self._call("agent_session_find", **_named(key))
-        return None if found is None else _session_info(found)
+        return None if found is None else SessionInfo.of_row(found)
 
     async def list_sessions(
         self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
@@ -109,7 +119,7 @@ class SupabaseStore(ConnectedStore):
             p_before_user_id=last_user_id,
             p_before_session_id=last_session_id,
         )
-        sessions = [_session_info(row) for row in page]
+        sessions = [SessionInfo.of_row(row) for row in page]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
     @settles
@@ -223,7 +233,7 @@ class SupabaseSession(SharedStoreSession):
         settings = (settings or from_environment(SupabaseSettings)).model_copy(
             update={name: value for name, value in given.items() if value is not None}
         )
-        owner = _owner(user_id or "", None if access_token is None else subject_of(access_token))
+        owner = _owner(user_id, None if access_token is None else subject_of(access_token))
         token = None if access_token is None else SecretStr(access_token)
         _ = settings.url, settings.key  # which raise what is wrong with them
         key_of_session = SessionKey(owner, session_id)
@@ -232,11 +242,12 @@ class SupabaseSession(SharedStoreSession):
         )
 
 
-def _owner(user_id: str, signed_in: str | None) -> str:
+def _owner(user_id: Id | None, signed_in: str | None) -> str:
     """Whose session is meant: the signed-in user's, if there is one."""
-    if signed_in is None or user_id == signed_in:
-        return user_id
-    if user_id:
+    named = "" if user_id is None else id_text("user_id", user_id)
+    if signed_in is None or named == signed_in:
+        return named
+    if named:
         raise WrongOwner("user_id is not the user of the access token. Leave user_id out.")
     return signed_in
 
@@ -252,8 +263,3 @@ def _named_batch(batch: Batch) -> dict[str, object]:
         "p_roles": [row.role for row in batch.rows],
         "p_title": batch.title,
     }
-
-
-def _session_info(row: Mapping[str, Any]) -> SessionInfo:
-    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at")}
-    return SessionInfo(**{**row, **times})
