@@ -110,7 +110,9 @@ async def test_forgotten_sessions_leave_neither_stores_nor_connections(
         await session.get_items()
         del session
     await eventually(count_connections, 0)
-    assert len(stores()) - before <= 1  # the last one may be in a local variable of the loop
+    async with asyncio.timeout(10):
+        while len(stores()) > before:  # noqa: ASYNC110 - a task that closes one may be in its last step
+            await asyncio.sleep(0.01)
 
 
 async def test_a_forgotten_session_takes_nothing_from_those_that_share_its_store(
@@ -176,7 +178,7 @@ def test_a_session_that_outlives_its_loop_keeps_neither_loop_nor_store(settings:
     before = len(stores())
     for _ in range(20):
         asyncio.run(one_turn())
-    assert len(stores()) - before <= 1
+    assert len(stores()) == before
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
