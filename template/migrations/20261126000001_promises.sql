@@ -82,14 +82,20 @@ comment on column public.agent_session_info.recent_batches is 'Not used any more
 
 create function public.agent_session_forget(p_limit bigint) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_old record;
 begin  -- changes
-  delete from public.agent_session_batches where ctid = any (array(
-    select ctid from public.agent_session_batches
+  -- One by one and by the key: a plan for all at once might read the whole table.
+  for v_old in
+    select user_id, session_id, batch_id from public.agent_session_batches
     where created_at < now() - interval '1 hour'
     order by created_at
-    limit p_limit
+    limit (select p_limit)
     for update skip locked
-  ));
+  loop
+    delete from public.agent_session_batches
+      where user_id = v_old.user_id and session_id = v_old.session_id and batch_id = v_old.batch_id;
+  end loop;
 end
 $$;
 comment on function public.agent_session_forget is
@@ -395,6 +401,7 @@ begin  -- changes
   update public.agent_sessions as item set content = new.content
     from unnest(v_ids, p_contents) as new (id, content)
     where item.user_id = p_user_id and item.session_id = p_session_id and item.id = new.id
+      and item.id between v_ids[1] and v_ids[cardinality(v_ids)]  -- or the whole session might be read
       and item.content <> new.content;
   update public.agent_session_info set title = coalesce(p_title, title), metadata = p_metadata
     where user_id = p_user_id and session_id = p_session_id;
