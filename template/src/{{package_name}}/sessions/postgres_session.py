@@ -135,9 +135,7 @@ class PostgresStore(ConnectedStore):
         where = (place.row_id, before.first - place.rows)
         rows = (list(before.rows), list(after.rows))
         metadata = (json.dumps(before.metadata), json.dumps(after.metadata))
-        last: int | None = await self._call(
-            statement, *place.key, *where, *rows, before.title, after.title, *metadata
-        )
+        last: int | None = await self._call(statement, *place.key, *where, *rows, before.title, after.title, *metadata)
         return last
 
     async def delete_session(self, key: SessionKey) -> bool:
