@@ -72,8 +72,8 @@ async def retried(
         if first:
             logger.warning("%s Trying again for %g s.", problem, seconds)
         try:
-            # At once the first time (an idle connection was cut), then slower, and not all clients together. Half of the
-            # time that is left is for the attempt: one without any would be cut, and its outcome not be known.
+            # At once the first time (an idle connection was cut), then slower, and not all clients together. Half of
+            # the time left is for the attempt: one without any would be cut, and its outcome unknown.
             await asyncio.sleep(min(pause * random.uniform(0.5, 1), left / 2))  # noqa: S311 - no secret
         except asyncio.CancelledError:
             if uncertain:
