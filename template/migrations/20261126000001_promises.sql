@@ -135,8 +135,8 @@ begin  -- changes
       set item_count = info.item_count + excluded.item_count,
           updated_at = clock_timestamp(),
           title = coalesce(info.title, excluded.title)
-    -- One of a hundred appends tidies up after all of them.
-    returning updated_at, case when random() < 0.01 then public.agent_session_forget(500) end
+    -- One of a hundred appends tidies up after two hundred.
+    returning updated_at, case when random() < 0.01 then public.agent_session_forget(200) end
   )
   insert into public.agent_sessions (user_id, session_id, role, content, created_at)
     select p_user_id, p_session_id, item.role, item.content, session.updated_at

@@ -55,7 +55,7 @@ WITH batch AS (
     SET item_count = info.item_count + excluded.item_count,
         updated_at = clock_timestamp(),
         title = coalesce(info.title, excluded.title)
-  RETURNING updated_at, CASE WHEN random() < 0.01 THEN public.agent_session_forget(500) END
+  RETURNING updated_at, CASE WHEN random() < 0.01 THEN public.agent_session_forget(200) END
 )
 INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_at)
   SELECT $1, $2, item.role, item.content, session.updated_at
