@@ -30,7 +30,7 @@ from .postgres_connection import (
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, check_aware, encode_metadata
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -127,7 +127,7 @@ class PostgresStore(SessionStore):
         return int(await self._call("SELECT public.agent_session_delete_user($1)", user_id))
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        return int(await self._call("SELECT public.agent_session_prune($1, $2)", older_than, limit))
+        return int(await self._call("SELECT public.agent_session_prune($1, $2)", check_aware(older_than), limit))
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         now: str | None = await self._call("SELECT public.agent_session_canary($1, $2, $3)", "", kept, text)

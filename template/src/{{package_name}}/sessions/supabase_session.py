@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from .paging import decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner, check_aware, encode_metadata
 from .supabase_connection import SupabaseSettings, subject_of
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class SupabaseStore(SessionStore):
 
     @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        before = older_than.astimezone(UTC).isoformat()
+        before = check_aware(older_than).astimezone(UTC).isoformat()
         return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
