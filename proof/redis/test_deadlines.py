@@ -105,15 +105,19 @@ async def test_a_cancelled_call_ends_at_once_as_cancelled(
     assert time.monotonic() - begin < 1
 
 
-async def test_a_deadline_does_not_begin_anew_with_the_text_of_a_script(silent: list[int]) -> None:
+async def test_a_deadline_does_not_begin_anew_with_the_text_of_a_script() -> None:
     """A server that does not know the script is asked twice: within one deadline."""
 
+    serving: set[asyncio.Task[None] | None] = set()
+
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
         while data := await reader.read(2**16):
             await asyncio.sleep(0.8)
             unknown = b"EVALSHA" in data
             writer.write(b"-NOSCRIPT no\r\n" if unknown else b"+OK\r\n" * max(1, data.count(b"*")))
         writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     store = RedisStore(settings_for(url("server", [server.sockets[0].getsockname()[1]]), redis_timeout_seconds=TIMEOUT))
@@ -123,3 +127,4 @@ async def test_a_deadline_does_not_begin_anew_with_the_text_of_a_script(silent: 
     assert time.monotonic() - begin < TIMEOUT * 1.3
     await store.close()
     server.close()
+    await asyncio.gather(*filter(None, serving), return_exceptions=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -43,9 +43,11 @@ async def rewrite_all(store: RedisStore) -> int:
     return portions
 
 
-@pytest.mark.parametrize("size", [20, 1500])
-async def test_the_server_is_never_busy_for_long(store: RedisStore, own_server: Server, size: int) -> None:
-    """By its own log of what took long."""
+@pytest.mark.parametrize("size", [20, 600])
+async def test_the_server_is_never_busy_for_long(
+    store: RedisStore, own_server: Server, size: int, record_property: Callable[[str, object], None]
+) -> None:
+    """By its own log of what took long; how long others wait is that and what the machine adds."""
     await fill(store, "x" * size)
     with own_server.client() as client:
         client.config_set("slowlog-max-len", 10_000)
@@ -67,7 +69,9 @@ async def test_the_server_is_never_busy_for_long(store: RedisStore, own_server: 
     begin = time.perf_counter()
     rewriting = asyncio.ensure_future(rewrite_all(store))
     await another_client()
-    print(f"{time.perf_counter() - begin:.2f} s, {await rewriting} portions, longest wait {max(waits) * 1000:.1f} ms")
+    record_property("seconds", time.perf_counter() - begin)
+    record_property("longest wait of another client, in ms", max(waits) * 1000)
+    assert await rewriting == MANY // 100
     with own_server.client() as client:
         slow = [(entry["duration"], entry["command"][:60]) for entry in client.slowlog_get(100)]
         assert slow == []

@@ -160,9 +160,7 @@ async def _entries(
         count = max(count, MANY)
 
 
-async def _infos(
-    connection: RedisConnection, prefix: str, found: Sequence[Entry]
-) -> list[tuple[Entry, SessionInfo]]:
+async def _infos(connection: RedisConnection, prefix: str, found: Sequence[Entry]) -> list[tuple[Entry, SessionInfo]]:
     if not found:
         return []
     keys = [keys_of(prefix, session_of(entry.member)) for entry in found]
@@ -225,7 +223,7 @@ async def tidy_some(connection: RedisConnection, prefix: str, ttl: float, count:
 
 async def touch(connection: RedisConnection, keys: SessionKeys, *, add: bool, deadline: float) -> list[str]:
     """Move the entries of a session of a cluster to the end of both indexes; returns their scores."""
-    arguments = [keys.member, int(add)]
+    arguments: list[Argument] = [keys.member, int(add)]
     scores: list[str] = await connection.evaluate_all(
         TOUCH, [([keys.all_index], arguments), ([keys.user_index], arguments)], deadline
     )

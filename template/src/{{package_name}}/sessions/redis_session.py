@@ -52,7 +52,7 @@ MAX_LIMIT = 2**62
 """More than any list holds; a larger number would not fit into Redis' own."""
 CHUNK = 100
 """How many sessions are deleted at a time."""
-PORTION = 200
+PORTION = 100
 """How many rows of a long session are rewritten at a time. The server does nothing else in that time."""
 REFRESH_SECONDS = 1.0
 """How long a write that is done waits for the session's place in the indexes of a cluster, which may be away."""
@@ -209,9 +209,7 @@ class RedisStore(SessionStore):
         deadline = connection.deadline()
 
         async def write(scores: Sequence[str]) -> Any:
-            return await connection.evaluate(
-                script, keys[:3], (self._ttl, keys.member, *scores, *arguments), deadline
-            )
+            return await connection.evaluate(script, keys[:3], (self._ttl, keys.member, *scores, *arguments), deadline)
 
         listing = asyncio.ensure_future(redis_index.touch(connection, keys, add=lists, deadline=deadline))
         listing.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at, or not of interest
