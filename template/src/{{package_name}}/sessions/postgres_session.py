@@ -31,7 +31,7 @@ from .postgres_connection import (
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, check_aware, encode_metadata
 from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class PostgresStore(ConnectedStore):
         return int(await self._call("SELECT public.agent_session_delete_user($1)", user_id))
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        return int(await self._call("SELECT public.agent_session_prune($1, $2)", older_than, limit))
+        return int(await self._call("SELECT public.agent_session_prune($1, $2)", check_aware(older_than), limit))
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         now: str | None = await self._call("SELECT public.agent_session_canary($1, $2, $3)", "", kept, text)

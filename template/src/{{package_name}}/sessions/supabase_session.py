@@ -32,6 +32,7 @@ from .store import (
     SessionKey,
     SessionPage,
     WrongOwner,
+    check_aware,
     encode_metadata,
     id_text,
 )
@@ -166,7 +167,7 @@ class SupabaseStore(ConnectedStore):
 
     @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        before = older_than.astimezone(UTC).isoformat()
+        before = check_aware(older_than).astimezone(UTC).isoformat()
         return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
