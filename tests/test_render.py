@@ -124,6 +124,7 @@ OF_ITS_OWN = {
     "postgres": """
 migrations/20261123000001_agent_sessions.sql
 migrations/20261123000002_agent_session_canary.sql
+migrations/20261126000001_promises.sql
 src/my_agent/cli_db.py
 src/my_agent/devserver_postgres.py
 src/my_agent/sessions/postgres_checks.py
@@ -198,6 +199,7 @@ supabase/local/gateway.conf.template
 supabase/local/roles.sh
 supabase/migrations/20261123000001_agent_sessions.sql
 supabase/migrations/20261123000002_agent_session_canary.sql
+supabase/migrations/20261126000001_promises.sql
 tests/supabase_chaos.py
 tests/supabase_fixtures.py
 tests/test_supabase_checks.py

@@ -1,12 +1,13 @@
-"""Cursors for listings: the place of the last session seen, packed so that nobody is tempted to build one."""
+"""Where to go on: cursors for listings, and places in a session."""
 
 from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
+from typing import NamedTuple
 
-from .store import SessionInfo
+from .store import SessionInfo, SessionKey
 
 
 def encode_cursor(last: SessionInfo) -> str:
@@ -26,3 +27,16 @@ def decode_cursor(cursor: str) -> tuple[datetime, str, str]:
         return datetime.fromisoformat(updated_at), str(user_id), str(session_id)
     except (ValueError, TypeError):
         raise ValueError("This is no cursor of list_sessions.") from None
+
+
+class Place(NamedTuple):
+    """A row of a session whose number is known, so that the rows after it are found without counting from the first.
+
+    Rows are only removed from the end: as long as this one exists, its number stays.
+    """
+
+    key: SessionKey
+    row_id: int | None = None
+    """None: the place before the first row."""
+    rows: int = 0
+    """How many rows there are up to this one."""

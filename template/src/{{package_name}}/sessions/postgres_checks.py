@@ -28,7 +28,8 @@ _MISSING_RIGHTS = """
 SELECT array(
   SELECT format('%s on table %s', wanted.privilege, wanted.name)
   FROM (SELECT p, t FROM unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p,
-        unnest(array['agent_sessions', 'agent_session_info', 'agent_session_canary']) AS t) AS wanted (privilege, name)
+        unnest(array['agent_sessions', 'agent_session_info', 'agent_session_batches', 'agent_session_canary']) AS t
+       ) AS wanted (privilege, name)
   WHERE NOT has_table_privilege('public.' || wanted.name, wanted.privilege)
   UNION ALL
   SELECT format('EXECUTE on function %s', proname) FROM pg_catalog.pg_proc

@@ -19,7 +19,7 @@ from .store import (
     StoreUnavailable,
 )
 
-SCHEMA_VERSION = 20261123000002
+SCHEMA_VERSION = 20261126000001
 """The newest migration that this program was written for."""
 
 EXAMPLE = "postgresql://user:password@host:5432/name"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from pydantic import SecretStr
 
-from .paging import decode_cursor, encode_cursor
+from .paging import Place, decode_cursor, encode_cursor
 from .postgres_connection import (
     DRIVER_ERRORS,
     VERSION_STATEMENT,
@@ -41,20 +41,23 @@ MAX_LIMIT = 2**63 - 1
 # What the function agent_session_append does, without calling a function: a tenth less time where the server keeps the
 # plan (358 instead of 394 µs, fsync on), a third more where it does not. tests/test_postgres_store.py compares them.
 _APPEND = """
-WITH session AS (
+WITH batch AS (
+  INSERT INTO public.agent_session_batches (user_id, session_id, batch_id)
+  VALUES ($1, $2, $3)
+  ON CONFLICT DO NOTHING
+  RETURNING batch_id
+), session AS (
   INSERT INTO public.agent_session_info AS info (user_id, session_id, title, item_count, updated_at)
-  VALUES ($1, $2, $6, cardinality($4::text[]), clock_timestamp())
+  SELECT $1, $2, $6, cardinality($4::text[]), clock_timestamp() FROM batch
   ON CONFLICT (user_id, session_id) DO UPDATE
     SET item_count = info.item_count + excluded.item_count,
         updated_at = clock_timestamp(),
         title = coalesce(info.title, excluded.title)
-    WHERE $3::uuid <> ALL (info.recent_batches)
-  RETURNING updated_at
+  RETURNING updated_at, CASE WHEN random() < 0.01 THEN public.agent_session_forget(500) END
 )
-INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_at, batch_id)
-  SELECT $1, $2, item.role, item.content, session.updated_at, item.batch_id
-  FROM session, unnest($4, $5::text[], ARRAY[$3]) AS item (content, role, batch_id)
-  WHERE item.content IS NOT NULL
+INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_at)
+  SELECT $1, $2, item.role, item.content, session.updated_at
+  FROM session, unnest($4, $5::text[]) AS item (content, role)
 """
 _APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
 
@@ -67,6 +70,7 @@ class PostgresStore(SessionStore):
     def __init__(self, settings: PostgresSettings | None = None) -> None:
         super().__init__(settings or PostgresSettings())
         self._pool: ConnectionPool | None = None
+        self._place: Place | None = None
         self._opening = asyncio.Lock()
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
@@ -115,10 +119,25 @@ class PostgresStore(SessionStore):
         return bool(await self._call("SELECT public.agent_session_update($1, $2, $3, $4)", *key, title, encoded))
 
     async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
-        statement = "SELECT public.agent_session_rewrite($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+        place = self._place
+        if place is None or place.key != key or place.rows > before.first:
+            place = Place(key)
+        last = await self._rewrite(place, before, after)
+        if last is None and place.row_id is not None:  # that row may have been removed
+            last = await self._rewrite(Place(key), before, after)
+        if last is not None and before.rows:
+            self._place = Place(key, last, before.first + len(before.rows))
+        return last is not None
+
+    async def _rewrite(self, place: Place, before: Content, after: Content) -> int | None:
+        statement = "SELECT public.agent_session_rewrite_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+        where = (place.row_id, before.first - place.rows)
         rows = (list(before.rows), list(after.rows))
         metadata = (json.dumps(before.metadata), json.dumps(after.metadata))
-        return bool(await self._call(statement, *key, before.first, *rows, before.title, after.title, *metadata))
+        last: int | None = await self._call(
+            statement, *place.key, *where, *rows, before.title, after.title, *metadata
+        )
+        return last
 
     async def delete_session(self, key: SessionKey) -> bool:
         return bool(await self._call("SELECT public.agent_session_delete($1, $2)", *key))
@@ -164,8 +183,6 @@ class PostgresStore(SessionStore):
             cause = error.__cause__ or error
             raise translate(cause, self.settings, sent=False) from cause
         except DRIVER_ERRORS as error:
-            if isinstance(error, asyncpg.UniqueViolationError) and error.constraint_name == "agent_sessions_batch":
-                return True  # an earlier attempt stored this batch; its answer got lost
             ours = translate(error, self.settings, sent=True)
             if isinstance(ours, StoreUnavailable) and ours.maybe_applied:
                 pool.forget_idle()

@@ -145,8 +145,6 @@ class Caller:
             answer = await self._project.completed(self._api.rpc(function, arguments).execute)
             return answer.data
         except Refusal as error:
-            if error.code == "23505" and '"agent_sessions_batch"' in error.message:
-                return True  # an earlier attempt stored this batch; its answer got lost
             raise translate(error, self._settings, signed_in=self._signed_in) from error
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error

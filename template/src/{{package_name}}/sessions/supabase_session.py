@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from .paging import decode_cursor, encode_cursor
+from .paging import Place, decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner, encode_metadata
@@ -53,6 +53,7 @@ class SupabaseStore(SessionStore):
         self._owner = None if access_token is None else subject_of(access_token)
         self._token = None if access_token is None else SecretStr(access_token)
         self._caller: Caller | None = None
+        self._place: Place | None = None
 
     def owner(self, user_id: str) -> str:
         """With an access token, its user.
@@ -115,8 +116,20 @@ class SupabaseStore(SessionStore):
 
     @settles
     async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+        place = self._place
+        if place is None or place.key != key or place.rows > before.first:
+            place = Place(key)
+        last = await self._rewrite(place, before, after)
+        if last is None and place.row_id is not None:  # that row may have been removed
+            last = await self._rewrite(Place(key), before, after)
+        if last is not None and before.rows:
+            self._place = Place(key, last, before.first + len(before.rows))
+        return last is not None
+
+    async def _rewrite(self, place: Place, before: Content, after: Content) -> int | None:
         changes = {
-            "p_first": before.first,
+            "p_after": place.row_id,
+            "p_skip": before.first - place.rows,
             "p_expected": list(before.rows),
             "p_contents": list(after.rows),
             "p_expected_title": before.title,
@@ -124,7 +137,8 @@ class SupabaseStore(SessionStore):
             "p_expected_metadata": before.metadata,
             "p_metadata": after.metadata,
         }
-        return bool(await self._call("agent_session_rewrite", **_named(key), **changes))
+        last: int | None = await self._call("agent_session_rewrite_v2", **_named(place.key), **changes)
+        return last
 
     @settles
     async def delete_session(self, key: SessionKey) -> bool:
