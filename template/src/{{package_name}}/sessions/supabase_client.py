@@ -29,6 +29,14 @@ MAX_IDLE_CONNECTIONS = 10
 IDLE_SECONDS = 60.0
 """Shorter than what servers and firewalls commonly allow (nginx: 75 s), long enough to span a model call."""
 
+KEY_HEADER = "x-agent-session-key"
+"""Carries the server's key. The names of headers are written once more in `supabase/migrations/`."""
+WAIT_HEADER = "x-agent-session-wait"
+"""How many milliseconds a change may wait in the database for others. No call there can be cancelled through PostgREST, so
+one that its caller has given up ends by itself."""
+CONNECT_SHARE = 0.9
+"""Of the time of a call: what is given up earlier than the call itself certainly was not sent."""
+
 VERSION_FUNCTION = "agent_session_schema_version"
 SCHEMA_PAUSES = (0.1, 0.2, 0.4, 0.8)
 """Seconds between questions for functions that are not there yet."""
@@ -51,7 +59,9 @@ class Project:
     def connect(cls, settings: SupabaseSettings) -> Project:
         """Set everything up, without I/O."""
         http = httpx.AsyncClient(
-            timeout=settings.supabase_timeout_seconds,
+            timeout=httpx.Timeout(
+                settings.supabase_timeout_seconds, connect=settings.supabase_timeout_seconds * CONNECT_SHARE
+            ),
             limits=httpx.Limits(
                 max_connections=settings.supabase_pool_max,
                 max_keepalive_connections=min(MAX_IDLE_CONNECTIONS, settings.supabase_pool_max),
@@ -72,25 +82,33 @@ class Project:
         client = AsyncClient(settings.url, settings.key, options)
         return cls(client, http, asyncio.Semaphore(settings.supabase_pool_max))
 
-    async def completed(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The outcome of a request, which goes on to its end (or timeout) even if the caller is cancelled.
+    async def completed(self, request: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
+        """The outcome of a request, which goes on to its end (or timeout) even if the caller does not wait any more.
 
         httpcore 1.0 loses a connection for ever when a request is cancelled, and at times when one waits for its turn
         in vain: soon none would be left. So we do neither. https://github.com/encode/httpcore/issues/1093
 
+        Args:
+            request: Makes the request.
+            deadline: Until when the caller waits, in the time of the event loop.
+
         Raises:
             PoolTimeout: Its turn did not come; nothing was sent.
+            ReadTimeout: It has not ended.
             Exception: What the request raises.
         """
+        clock = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self.http.timeout.pool):
+            async with asyncio.timeout_at(deadline):
                 await self.turns.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout("") from None
         task = asyncio.create_task(request())
         self.requests.add(task)
         task.add_done_callback(self._done)
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=deadline - clock.time())
+        if not task.done():
+            raise httpx.ReadTimeout("")
         if task.cancelled():  # by `close`
             raise httpx.ReadError("")
         return task.result()
@@ -134,15 +152,28 @@ class Caller:
         self._api = project.client.schema("public")
         if access_token is not None:
             self._api.auth(access_token.get_secret_value())
+        if settings.server_key is not None:
+            self._api.headers[KEY_HEADER] = settings.server_key
+        wait = min(settings.session_settle_seconds, settings.supabase_timeout_seconds)
+        self._api.headers[WAIT_HEADER] = str(max(1, min(round(wait * 1000), 999_999)))
 
-    async def call(self, function: str, arguments: dict[str, Any]) -> Any:
+    def deadline(self) -> float:
+        """When a call ends that begins now, in the time of the event loop."""
+        return asyncio.get_running_loop().time() + self._settings.supabase_timeout_seconds
+
+    async def call(self, function: str, arguments: dict[str, Any], deadline: float | None = None) -> Any:
         """The value that the function returns, in one round trip.
+
+        Args:
+            function, arguments: What to call.
+            deadline: From `deadline()`, of a call that this one is a part of.
 
         Raises:
             SessionStoreError: The message says what is wrong and what to do.
         """
         try:
-            answer = await self._project.completed(self._api.rpc(function, arguments).execute)
+            request = self._api.rpc(function, arguments).execute
+            answer = await self._project.completed(request, self.deadline() if deadline is None else deadline)
             return answer.data
         except Refusal as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error
@@ -154,25 +185,25 @@ class Caller:
         """Whether one of the project's callers has seen that it does."""
         return self._project.schema_fits
 
-    async def check_schema(self) -> None:
+    async def check_schema(self, deadline: float | None = None) -> None:
         """Ask for the version of the schema.
 
         Raises:
             SchemaOutdated: See `check_version`.
         """
-        versions = await self._version()
+        versions = await self._version(self.deadline() if deadline is None else deadline)
         if not (isinstance(versions, list) and [type(version) for version in versions] == [int, int]):
             raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
         check_version(versions)
         self._project.schema_fits = True
 
-    async def _version(self) -> Any:
+    async def _version(self, deadline: float) -> Any:
         # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
         for pause in SCHEMA_PAUSES:
             with suppress(SchemaOutdated):
-                return await self.call(VERSION_FUNCTION, {})
+                return await self.call(VERSION_FUNCTION, {}, deadline)
             await asyncio.sleep(pause)
-        return await self.call(VERSION_FUNCTION, {})
+        return await self.call(VERSION_FUNCTION, {}, deadline)
 
     async def close(self) -> None:
         """Give up this caller's share; the last one closes the connections."""

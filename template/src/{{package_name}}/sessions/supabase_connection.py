@@ -11,10 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, SecretStr
 
 from .postgres_connection import PostgresSettings
-from .store import SettingMissing, StoreSettings
+from .store import COMMAND, SettingMissing, StoreSettings
 
 WHERE_KEYS_ARE = "Project settings → API keys; for a local stack, `supabase status` prints them"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+SERVER_KEY = r"[A-Za-z0-9_-]{43}"
+"""256 random bits, as `secrets.token_urlsafe(32)` writes them."""
 
 Rights = Literal["secret", "publishable", "unknown"]
 
@@ -32,8 +35,12 @@ class SupabaseSettings(StoreSettings):
     """https://<project>.supabase.co, or http://127.0.0.1:54321 for a local stack."""
     supabase_key: SecretStr | None = None
     """On a server the secret key (sb_secret_…, or the older service_role); elsewhere the publishable one."""
+    supabase_server_key: SecretStr | None = None
+    """Allows changes in the name of signed-in users (`db server-key` makes one); a secret key needs none."""
     supabase_timeout_seconds: float = Field(default=30.0, gt=0)
-    """For connecting, for waiting for a free connection, and for an answer."""
+    """Of one call: waiting for a free connection, connecting and the answer, together."""
+    session_settle_seconds: float = Field(default=5.0, gt=0)
+    """How long a cancelled change may take until its outcome is known; a change waits no longer for other writers."""
     supabase_pool_max: int = Field(default=20, ge=1)
     """Connections per process, at most. Calls beyond it wait."""
     supabase_db_url: SecretStr | None = None
@@ -83,6 +90,22 @@ class SupabaseSettings(StoreSettings):
             raise SettingMissing(
                 f"SUPABASE_KEY is a personal access token, which manages accounts. Take a key of the project "
                 f"({WHERE_KEYS_ARE})."
+            )
+        return key
+
+    @property
+    def server_key(self) -> str | None:
+        """The server's key as it is sent, if there is one.
+
+        Raises:
+            SettingMissing: SUPABASE_SERVER_KEY is not a key that `db server-key` made.
+        """
+        if self.supabase_server_key is None:
+            return None
+        key = self.supabase_server_key.get_secret_value().strip()
+        if not re.fullmatch(SERVER_KEY, key):
+            raise SettingMissing(
+                f"SUPABASE_SERVER_KEY is not a key that `{COMMAND} db server-key` made. Copy it again, or make a new one."
             )
         return key
 

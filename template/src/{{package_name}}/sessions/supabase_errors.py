@@ -19,6 +19,7 @@ from .store import (
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
 
 CONNECTION_FAILURE = "08006"
+SIZE_POLICY = "agent_sessions_size"
 CUT = ("08", "57P0")
 """Begin of the codes after which a statement may have been carried out; after all others it was rolled back."""
 
@@ -133,6 +134,14 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of this project?{source}")
         case ("22023", _) if signed_in:  # the role that it names does not exist
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of a signed-in user?")
+        case ("42501", _) if "needs the server key" in problem:
+            return _without_server_key(server, settings)
+        case ("42501", _) if f'"{SIZE_POLICY}"' in problem:
+            return ItemTooLarge(
+                f"{server}: an item is larger than the database takes from signed-in users; nothing was stored. Refer to "
+                f"large files by URL or file id, or raise the limit: alter policy {SIZE_POLICY} on public.agent_sessions "
+                "with check (octet_length(content) <= …)."
+            )
         case ("42501", _) if "row-level security" in problem:
             return WrongOwner(
                 f"{server}: a signed-in user may only write sessions of their own. Leave user_id out, or pass the "
@@ -148,6 +157,17 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
         case ("42501", _):
             return StoreRefused(f"{server}: {problem}. Run `{COMMAND} db upgrade`, which grants what is needed.")
     return None
+
+
+def _without_server_key(server: str, settings: SupabaseSettings) -> SessionStoreError:
+    what = f"{server}: signed-in users may read their sessions; a change needs the server's key as well"
+    todo = f"`{COMMAND} db server-key` makes one and lets the database know it"
+    if settings.supabase_server_key is None:
+        return SettingMissing(f"{what}. SUPABASE_SERVER_KEY is not set: {todo}.")
+    return StoreRefused(
+        f"{what}, and does not know the one in SUPABASE_SERVER_KEY. Is it of this project, and not removed? {todo}; "
+        f"`{COMMAND} db server-key --list` shows those that it knows."
+    )
 
 
 def _from_gateway(error: Refusal, server: str) -> SessionStoreError | None:

@@ -63,6 +63,7 @@ class SupabaseStore(SessionStore):
         """
         return _owner(user_id, self._owner)
 
+    @settles
     async def append(self, key: SessionKey, batch: Batch) -> None:
         await self._call("agent_session_append", **_named(key), **_named_batch(batch))
 
@@ -81,6 +82,7 @@ class SupabaseStore(SessionStore):
     async def clear(self, key: SessionKey) -> None:
         await self._call("agent_session_clear", **_named(key))
 
+    @settles
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         expected = None if expected_tail is None else list(expected_tail)
         arguments = {**_named(key), "p_expected": expected, **_named_batch(batch)}
@@ -153,6 +155,7 @@ class SupabaseStore(SessionStore):
         before = older_than.astimezone(UTC).isoformat()
         return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
 
+    @settles
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         owner = self._owner or ""  # a signed-in user has one of their own
         now: str | None = await self._call("agent_session_canary", p_user_id=owner, p_kept=kept, p_text=text)
@@ -172,12 +175,13 @@ class SupabaseStore(SessionStore):
 
     async def _call(self, function: str, /, **arguments: object) -> Any:
         """The single value that the function returns, in one round trip."""
+        deadline = asyncio.get_running_loop().time() + self.settings.supabase_timeout_seconds
         caller = self._caller
         if caller is None or not caller.schema_fits or self._loop is not asyncio.get_running_loop():
-            caller = await self._open()
-        return await caller.call(function, arguments)
+            caller = await self._open(deadline)
+        return await caller.call(function, arguments, deadline)
 
-    async def _open(self, *, check: bool = False) -> Caller:
+    async def _open(self, deadline: float | None = None, *, check: bool = False) -> Caller:
         """The caller of this event loop, with a schema that fits: asked for once, or now if `check`."""
         from .supabase_client import Caller  # imported late: supabase takes half a second
 
@@ -185,7 +189,7 @@ class SupabaseStore(SessionStore):
             self._caller = None
         caller = self._caller = self._caller or Caller(self.settings, self._token)
         if check or not caller.schema_fits:
-            await caller.check_schema()
+            await caller.check_schema(deadline)
         return caller
 
 
@@ -224,8 +228,9 @@ class SupabaseSession(SharedStoreSession):
         )
         owner = _owner(user_id or "", None if access_token is None else subject_of(access_token))
         token = None if access_token is None else SecretStr(access_token)
+        _ = settings.url, settings.key, settings.server_key  # what is missing is said here, before any call
         super().__init__(
-            (settings.url, SecretStr(settings.key), token),
+            (settings, token),
             lambda: SupabaseStore(settings, access_token),
             SessionKey(owner, session_id),
             session_settings,
