@@ -7,6 +7,7 @@ publishable key. `pytest -s` prints the table of attempts and outcomes.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -173,7 +174,7 @@ async def refused(api: httpx.AsyncClient, attempt: Attempt, headers: Headers) ->
     answer = await api.request(attempt.method, attempt.path, json=attempt.body, headers=[*headers, *prefer])
     if answer.status_code < 400:
         return f"done: {answer.text[:60]}"
-    return str(answer.json()["code"])
+    return str(answer.json().get("code", answer.text))
 
 
 # ── The attacks ─────────────────────────────────────────────────────────────
@@ -195,3 +196,211 @@ async def test_a_signed_in_user_changes_nothing_without_the_servers_key(
             done.append(f"{attempt.name} ({attempt.method} {attempt.path}): {outcome}")
     print(f"\n{header}: {', '.join(f'{count} x {outcome}' for outcome, count in outcomes.most_common())}")  # noqa: T201
     assert done == []
+
+
+@asynccontextmanager
+async def changed(owner: asyncpg.Connection, change: str, undo: str) -> AsyncIterator[None]:
+    """The database with something that an administrator did, seen by the API."""
+    await owner.execute(change)
+    await owner.execute("NOTIFY pgrst, 'reload schema'")
+    try:
+        yield
+    finally:
+        await owner.execute(undo)
+        await owner.execute("NOTIFY pgrst, 'reload schema'")
+
+
+VIEWS = ("agent_sessions", "agent_session_info", "agent_session_canary")
+ADDED = {
+    "views of the owner, granted": (
+        "".join(
+            f"CREATE VIEW view_of_{name} AS SELECT * FROM {name};"
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON view_of_{name} TO authenticated;"
+            for name in VIEWS
+        ),
+        "".join(f"DROP VIEW view_of_{name};" for name in VIEWS),
+        "view_of_",
+    ),
+    "permissive policies for everybody": (
+        "".join(f"CREATE POLICY added ON {name} TO public USING (true) WITH CHECK (true);" for name in VIEWS),
+        "".join(f"DROP POLICY added ON {name};" for name in VIEWS),
+        "",
+    ),
+    "all grants": (
+        "".join(f"GRANT ALL ON {name} TO anon, authenticated;" for name in VIEWS),
+        "".join(
+            f"REVOKE ALL ON {name} FROM anon; REVOKE TRUNCATE, REFERENCES, TRIGGER ON {name} FROM authenticated;"
+            for name in VIEWS
+        ),
+        "",
+    ),
+}
+
+
+async def until_seen(api: httpx.AsyncClient, path: str, headers: Headers) -> None:
+    """Wait until the API has noticed what was added to the schema: until then it changes nothing there, and reads."""
+    async with asyncio.timeout(20):
+        while f"/{path}" not in (await api.get("", headers=headers)).json().get("paths", {}):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.usefixtures("diary")
+@pytest.mark.parametrize("added", ADDED)
+async def test_what_an_administrator_adds_lets_nobody_change_anything(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection, added: str
+) -> None:
+    change, undo, prefix = ADDED[added]
+    before = await owner.fetchval(EVERYTHING)
+    async with changed(owner, change, undo):
+        await until_seen(api, f"{prefix}agent_sessions", signed_in(project))
+        for headers in (signed_in(project), [("apikey", project["SUPABASE_PUBLISHABLE_KEY"])]):
+            for attempt in through_tables(prefix):
+                assert await refused(api, attempt, headers) == "42501", attempt
+                assert await owner.fetchval(EVERYTHING) == before, attempt
+
+
+@pytest.mark.usefixtures("diary")
+async def test_a_permissive_policy_that_is_added_opens_nothing(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    change, undo, _ = ADDED["permissive policies for everybody"]
+    key = [(HEADER, project["SUPABASE_SERVER_KEY"])]
+    async with changed(owner, change, undo):
+        for headers in (signed_in(project), [*signed_in(project), *key]):
+            assert (await api.get(f"agent_sessions?user_id=eq.{BOB}", headers=headers)).json() == []
+            assert (await api.get(f"agent_session_info?user_id=eq.{BOB}", headers=headers)).json() == []
+            assert len((await api.get("agent_sessions", headers=headers)).json()) == 3
+        # Not even together with the server's key: the user is the token's.
+        item = {"user_id": BOB, "session_id": "private", "content": "forged"}
+        outcome = await refused(api, Attempt("", "POST", "agent_sessions", item), [*signed_in(project), *key])
+        assert outcome == "42501"
+        async with changed(owner, "GRANT SELECT ON agent_sessions TO anon", "REVOKE SELECT ON agent_sessions FROM anon"):
+            stranger = [("apikey", project["SUPABASE_PUBLISHABLE_KEY"])]
+            assert (await api.get("agent_sessions", headers=stranger)).json() == []
+
+
+@pytest.mark.usefixtures("diary")
+async def test_a_function_with_the_owners_rights_changes_nothing_either(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    body = "$$ BEGIN UPDATE public.agent_sessions SET content = 'forged'; END $$"
+    create = f"CREATE FUNCTION helper() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS {body}"
+    async with changed(owner, create, "DROP FUNCTION helper()"), asyncio.timeout(20):
+        call = Attempt("", "POST", "rpc/helper", {})
+        while (outcome := await refused(api, call, signed_in(project))) == "PGRST202":  # not noticed yet
+            await asyncio.sleep(0.05)
+        assert outcome == "42501"
+    assert await owner.fetchval("SELECT count(*) FROM agent_sessions WHERE content = 'forged'") == 0
+
+
+@pytest.mark.usefixtures("diary")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "TRUNCATE agent_sessions",
+        "COPY agent_session_canary (user_id, text) FROM STDIN",
+        "INSERT INTO agent_session_info (user_id, session_id) VALUES ('x', 'x')",
+        "DELETE FROM agent_session_batches",
+    ],
+)
+async def test_a_connection_that_acts_for_a_signed_in_user_needs_the_key_too(
+    project: Environment, owner: asyncpg.Connection, statement: str
+) -> None:
+    """As tools do it that go past the API: `set role authenticated` on a connection of the owner."""
+    tables = "agent_sessions, agent_session_info, agent_session_canary, agent_session_batches"
+    everything = owner.transaction()
+    await everything.start()
+    await owner.execute(f"GRANT ALL ON {tables} TO authenticated")
+    for key in ("", "planted"):
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            async with owner.transaction():
+                await owner.execute("SELECT set_config('request.headers', $1, true)", json.dumps({HEADER: key}))
+                await owner.execute("SET LOCAL ROLE authenticated")
+                await owner.execute(statement)
+        # PostgreSQL itself lets nobody copy into a table with row-level security.
+        assert "needs the server key" in str(caught.value) or "COPY FROM not supported" in str(caught.value)
+    await owner.execute("SELECT set_config('request.headers', $1, true)", json.dumps({HEADER: project["SUPABASE_SERVER_KEY"]}))
+    await owner.execute("SET LOCAL ROLE authenticated")
+    await owner.execute("SELECT agent_session_require_server()")
+    await everything.rollback()
+
+
+async def test_a_role_of_a_token_that_is_not_supabases_needs_the_key(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    role = (
+        "CREATE ROLE editor NOLOGIN BYPASSRLS; GRANT editor TO authenticator; GRANT ALL ON agent_session_info TO editor; "
+        "GRANT USAGE ON SCHEMA public, auth TO editor; GRANT EXECUTE ON FUNCTION agent_session_is_server TO editor"
+    )
+    async with changed(owner, role, "DROP OWNED BY editor; DROP ROLE editor"):
+        headers = [("apikey", project["SUPABASE_PUBLISHABLE_KEY"])]
+        headers += [("Authorization", f"Bearer {token(project, ALICE, role='editor')}")]
+        attempt = Attempt("", "POST", "agent_session_info", {**MINE, "session_id": "forged"})
+        assert await refused(api, attempt, headers) == "42501"
+    assert await owner.fetchval("SELECT count(*) FROM agent_session_info") == 0
+
+
+@pytest.mark.usefixtures("diary")
+async def test_a_signed_in_user_reads_what_is_theirs_and_nothing_else(
+    project: Environment, api: httpx.AsyncClient
+) -> None:
+    headers = signed_in(project)
+    assert [row["content"] for row in (await api.get("agent_sessions?order=id", headers=headers)).json()] == WORDS
+    assert [row["title"] for row in (await api.get("agent_session_info", headers=headers)).json()] == ["title"]
+    tail = await api.post("rpc/agent_session_tail", json={**NAMED, "p_limit": None}, headers=headers)
+    assert tail.json() == WORDS[::-1]
+    assert (await api.get("agent_session_batches", headers=headers)).json() == []
+    assert (await api.post("rpc/agent_session_is_server", json={}, headers=headers)).json() is False
+    keys = await api.get("agent_session_server_keys", headers=headers)
+    assert keys.json()["code"] == "42501"
+    secret = [("apikey", project["SUPABASE_KEY"])]
+    assert (await api.get("agent_session_server_keys", headers=secret)).json()["code"] == "42501"
+    more = {"p_sha256": "0" * 64}
+    for who in (headers, secret):
+        assert (await api.post("rpc/agent_session_add_server_key", json=more, headers=who)).json()["code"] == "42501"
+
+
+# ── With the key ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("diary")
+async def test_the_servers_key_does_not_lead_across_users(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    before = await owner.fetchval(EVERYTHING)
+    bob = [*signed_in(project, BOB), (HEADER, project["SUPABASE_SERVER_KEY"])]
+    for attempt in [*through_tables(), *through_functions()]:
+        answer = await api.request(attempt.method, attempt.path, json=attempt.body, headers=bob)
+        nothing = answer.text.strip() in ("", "null", "[]", "0", "false")
+        # An empty replacement of nothing is remembered for Alice: that is refused by the policy as well.
+        assert answer.status_code >= 400 or nothing, (attempt, answer.text)
+        assert await owner.fetchval(EVERYTHING) == before, (attempt, answer.text)
+
+
+async def test_with_the_servers_key_everything_of_ones_own_can_be_done(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection
+) -> None:
+    headers = [*signed_in(project), (HEADER, project["SUPABASE_SERVER_KEY"])]
+    done = []
+    for attempt in through_functions():
+        if "prune" in attempt.name or "GET" in attempt.name:
+            continue
+        answer = await api.request(attempt.method, attempt.path, json=attempt.body, headers=headers)
+        done.append(answer.status_code)
+    assert set(done) <= {200, 204}
+
+
+@pytest.mark.parametrize("way", ["table", "function"])
+async def test_the_database_takes_no_item_of_40_mb_from_a_signed_in_user(
+    project: Environment, api: httpx.AsyncClient, owner: asyncpg.Connection, way: str
+) -> None:
+    headers = [*signed_in(project), (HEADER, project["SUPABASE_SERVER_KEY"])]
+    batch = {"p_batch_id": str(uuid4()), "p_roles": [None], "p_title": None}
+    for size, fits in ((40_000_000, False), (24 * 2**20 + 1, False), (24 * 2**20, True)):
+        attempts = {
+            "table": Attempt("", "POST", "agent_sessions", {**MINE, "content": "x" * size}, "return=minimal"),
+            "function": Attempt("", "POST", "rpc/agent_session_append", {**NAMED, **batch, "p_contents": ["x" * size]}),
+        }
+        outcome = await refused(api, attempts[way], headers)
+        assert outcome.startswith("done") if fits else outcome == "42501"
+        assert await owner.fetchval("SELECT count(*) FROM agent_sessions") == int(fits)
