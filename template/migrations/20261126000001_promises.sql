@@ -4,9 +4,6 @@
 -- Cost: writers wait while the batches of the last hour are copied, which reads the sessions that were written to in that
 -- hour and no others; readers wait for a moment at the end. Programs of the two versions before may run on.
 
--- Writers only. In the order in which an append takes these locks, or the two would wait for each other.
-lock table public.agent_session_info, public.agent_sessions in share row exclusive mode;
-
 -- ── Batches ─────────────────────────────────────────────────────────────────
 
 create table public.agent_session_batches (
@@ -41,19 +38,6 @@ begin
 end
 $$;
 
-insert into public.agent_session_batches (user_id, session_id, batch_id, created_at)
-  select item.user_id, item.session_id, item.batch_id, item.created_at
-  from public.agent_session_info as info
-  join public.agent_sessions as item on item.user_id = info.user_id and item.session_id = info.session_id
-  where info.updated_at > now() - interval '1 hour' and item.created_at > now() - interval '1 hour'
-    and item.batch_id is not null
-  union
-  -- When these were stored is not known.
-  select info.user_id, info.session_id, batch_id, now()
-  from public.agent_session_info as info, unnest(info.recent_batches) as batch_id
-  where info.updated_at > now() - interval '1 hour'
-  on conflict do nothing;
-
 -- An append of the versions before is a statement of its own, which writes batch_id and expects this error.
 create function public.agent_session_batch_of_older_program() returns trigger
 language plpgsql set search_path = '' as $$
@@ -69,10 +53,30 @@ end
 $$;
 comment on function public.agent_session_batch_of_older_program is
   'Programs of version 20261123000002 and before write agent_sessions.batch_id: their batches are remembered, too.';
-create trigger agent_session_batch_of_older_program before insert on public.agent_sessions
-  for each row when (new.batch_id is not null) execute function public.agent_session_batch_of_older_program();
+-- One statement, for tools that do not apply a migration in one transaction.
+do $$
+begin
+  -- Writers wait. In the order in which an append takes these locks, or the two would wait for each other.
+  lock table public.agent_session_info, public.agent_sessions in share row exclusive mode;
+  insert into public.agent_session_batches (user_id, session_id, batch_id, created_at)
+    select item.user_id, item.session_id, item.batch_id, item.created_at
+    from public.agent_session_info as info
+    join public.agent_sessions as item on item.user_id = info.user_id and item.session_id = info.session_id
+    where info.updated_at > now() - interval '1 hour' and item.created_at > now() - interval '1 hour'
+      and item.batch_id is not null
+    union
+    -- When these were stored is not known.
+    select info.user_id, info.session_id, batch_id, now()
+    from public.agent_session_info as info, unnest(info.recent_batches) as batch_id
+    where info.updated_at > now() - interval '1 hour'
+    on conflict do nothing;
 
-drop index public.agent_sessions_batch;
+  create trigger agent_session_batch_of_older_program before insert on public.agent_sessions
+    for each row when (new.batch_id is not null) execute function public.agent_session_batch_of_older_program();
+  drop index public.agent_sessions_batch;
+end
+$$;
+
 comment on column public.agent_sessions.batch_id is 'Written by programs of version 20261123000002 and before. See agent_session_batches.';
 comment on column public.agent_session_info.recent_batches is 'Not used any more; programs of version 20261123000002 and before read it.';
 
