@@ -404,3 +404,29 @@ async def test_the_database_takes_no_item_of_40_mb_from_a_signed_in_user(
         outcome = await refused(api, attempts[way], headers)
         assert outcome.startswith("done") if fits else outcome == "42501"
         assert await owner.fetchval("SELECT count(*) FROM agent_sessions") == int(fits)
+
+
+# ── What holds the promise ──────────────────────────────────────────────────
+
+
+async def test_every_function_that_changes_something_asks_for_the_server_first(project: Environment) -> None:
+    """So that nothing to change is an error as well, and not an empty success."""
+    query = r"""
+        SELECT array_agg(proname::text ORDER BY proname) FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'agent\_session%' AND provolatile = 'v'
+          AND prosrc !~ '\nbegin\n  (if p_kept is not null or p_text is not null then\n    )?perform public\.agent_session_require_server\(\);'
+    """
+    assert await ask(project, query) == [
+        "agent_session_add_server_key",  # of the owner alone
+        "agent_session_batch_of_older_program",  # a trigger, after the one that asks
+        "agent_session_require_server",
+    ]
+
+
+async def test_what_an_older_program_is_told_says_what_to_do(project: Environment, api: httpx.AsyncClient) -> None:
+    """Version 0.1.0 shows the message, and not the hint."""
+    answer = await api.post("rpc/agent_session_pop", json=NAMED, headers=signed_in(project))
+    assert answer.status_code == 403
+    assert answer.json()["code"] == "42501"
+    for word in ("update the app", "db server-key", "SUPABASE_SERVER_KEY"):
+        assert word in answer.json()["message"]
