@@ -42,14 +42,14 @@ async def locked(project: Environment) -> AsyncIterator[asyncpg.Connection]:
 
 async def until_somebody_waits(connection: asyncpg.Connection) -> None:
     async with asyncio.timeout(10):
-        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def until_nobody_waits(connection: asyncpg.Connection) -> None:
     """Until the database itself has given up what waited."""
     async with asyncio.timeout(10):
-        while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -107,7 +107,9 @@ async def test_a_change_that_waits_is_repeated_until_the_others_are_done(
 ) -> None:
     async with locked(project):
         popping = asyncio.ensure_future(writer.session("s", user_id=ADA).get_items())
-        appending = asyncio.ensure_future(writer.session("s", user_id=ADA).add_items([{"role": "user", "content": "c"}]))
+        appending = asyncio.ensure_future(
+            writer.session("s", user_id=ADA).add_items([{"role": "user", "content": "c"}])
+        )
         await popping  # readers do not wait
         await asyncio.sleep(3 * PATIENCE)
     await appending

@@ -45,8 +45,7 @@ async def works(project: Environment, key: str) -> bool:
     async with SupabaseSession("s", access_token=token(project, ALICE), settings=settings) as session:
         try:
             await session.add_items([user("x")])
-        except StoreRefused as error:
-            assert key not in str(error)
+        except StoreRefused:
             return False
         return bool(texts(await session.get_items()))
 

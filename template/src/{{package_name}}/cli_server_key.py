@@ -17,7 +17,9 @@ def server_key(
         bool, typer.Option("--sql", help="Print the SQL for the SQL editor on stdout, and the key on stderr.")
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the keys that the database knows, by their hash.")] = False,
-    remove: Annotated[str, typer.Option("--remove", metavar="HASH", help="Remove a key: the first digits of its hash.")] = "",
+    remove: Annotated[
+        str, typer.Option("--remove", metavar="HASH", help="Remove a key: the first digits of its hash.")
+    ] = "",
 ) -> None:
     """Make a key for SUPABASE_SERVER_KEY, print it once, and let the database know its SHA-256 (by SUPABASE_DB_URL).
 

@@ -33,8 +33,8 @@ _KEYS = {
 }
 
 _SOUND = (
-    "Row-level security is on for all tables of this app; the policies and triggers are there that keep others out, also "
-    "where further policies were added; nothing is granted to anon, and no view shows the tables with its owner's rights. "
+    "Row-level security is on for all tables of this app; its policies and triggers keep others out, also where further "
+    "policies were added; nothing is granted to anon, and no view shows the tables with the rights of its owner. "
     "(Functions of others were not looked at.)"
 )
 

@@ -105,7 +105,7 @@ class SupabaseSettings(StoreSettings):
         key = self.supabase_server_key.get_secret_value().strip()
         if not re.fullmatch(SERVER_KEY, key):
             raise SettingMissing(
-                f"SUPABASE_SERVER_KEY is not a key that `{COMMAND} db server-key` made. Copy it again, or make a new one."
+                f"SUPABASE_SERVER_KEY is not a key that `{COMMAND} db server-key` made. Copy it again, or make one."
             )
         return key
 

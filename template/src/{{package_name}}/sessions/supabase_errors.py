@@ -138,9 +138,9 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
             return _without_server_key(server, settings)
         case ("42501", _) if f'"{SIZE_POLICY}"' in problem:
             return ItemTooLarge(
-                f"{server}: an item is larger than the database takes from signed-in users; nothing was stored. Refer to "
-                f"large files by URL or file id, or raise the limit: alter policy {SIZE_POLICY} on public.agent_sessions "
-                "with check (octet_length(content) <= …)."
+                f"{server}: an item is larger than the database takes from signed-in users; nothing was stored. Refer "
+                "to large files by URL or file id, or raise the limit by the SQL: "
+                f"alter policy {SIZE_POLICY} on public.agent_sessions with check (octet_length(content) <= …)."
             )
         case ("42501", _) if "row-level security" in problem:
             return WrongOwner(

@@ -1,6 +1,6 @@
 """The key that a server sends with its users' tokens: without it nobody changes what signed-in users have stored.
 
-The database keeps the SHA-256 alone, in `agent_session_server_keys`: one, or two while an old key is exchanged for a new one.
+The database keeps the SHA-256 alone, in `agent_session_server_keys`: one, or two while an old key is exchanged.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ async def _known(connection: asyncpg.Connection) -> list[ServerKey]:
 async def _database(settings: SupabaseSettings) -> AsyncIterator[asyncpg.Connection]:
     if settings.supabase_db_url is None:
         raise SettingMissing(
-            f"SUPABASE_DB_URL is not set. Set it as for `{COMMAND} db upgrade`, or run `{COMMAND} db server-key --sql` and "
-            "give the statement to the SQL editor of your project."
+            f"SUPABASE_DB_URL is not set. Set it as for `{COMMAND} db upgrade`, or run `{COMMAND} db server-key --sql` "
+            "and give the statement to the SQL editor of your project."
         )
     connected = False
     try:
@@ -111,6 +111,6 @@ async def _database(settings: SupabaseSettings) -> AsyncIterator[asyncpg.Connect
         finally:
             await connection.close()
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError):
-        raise SessionStoreError(f"The database has no table for server keys yet. Run `{COMMAND} db upgrade` first.") from None
+        raise SessionStoreError(f"The database has no server keys yet. Run `{COMMAND} db upgrade` first.") from None
     except DRIVER_ERRORS as error:
         raise translate(error, settings.database, sent=connected) from error
