@@ -322,7 +322,7 @@ async def test_a_connection_that_acts_for_a_signed_in_user_needs_the_key_too(
                 await owner.execute(statement)
 
         # PostgreSQL itself lets nobody copy into a table with row-level security.
-        with pytest.raises(asyncpg.PostgresError, match="needs the server key|COPY FROM not supported"):
+        with pytest.raises(asyncpg.PostgresError, match=r"needs the server key|COPY FROM not supported"):
             await act()
     await owner.execute(
         "SELECT set_config('request.headers', $1, true)", json.dumps({HEADER: project["SUPABASE_SERVER_KEY"]})
@@ -337,7 +337,8 @@ async def test_a_role_of_a_token_that_is_not_supabases_needs_the_key(
 ) -> None:
     role = (
         "CREATE ROLE editor NOLOGIN BYPASSRLS; GRANT editor TO authenticator; "
-        "GRANT ALL ON agent_session_info TO editor; GRANT USAGE ON SCHEMA public, auth TO editor; GRANT EXECUTE ON FUNCTION agent_session_is_server TO editor"
+        "GRANT ALL ON agent_session_info TO editor; GRANT USAGE ON SCHEMA public, auth TO editor; "
+        "GRANT EXECUTE ON FUNCTION agent_session_is_server TO editor"
     )
     async with changed(owner, role, "DROP OWNED BY editor; DROP ROLE editor"):
         headers = [("apikey", project["SUPABASE_PUBLISHABLE_KEY"])]

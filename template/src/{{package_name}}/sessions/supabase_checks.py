@@ -33,7 +33,7 @@ _KEYS = {
 }
 
 _SOUND = (
-    "Row-level security is on for all tables of this app; its policies and triggers keep others out, also where further "
+    "Row-level security is on for all tables of this app; its policies and triggers keep others out, also where "
     "policies were added; nothing is granted to anon, and no view shows the tables with the rights of its owner. "
     "(Functions of others were not looked at.)"
 )

@@ -32,8 +32,8 @@ IDLE_SECONDS = 60.0
 KEY_HEADER = "x-agent-session-key"
 """Carries the server's key. The names of headers are written once more in `supabase/migrations/`."""
 WAIT_HEADER = "x-agent-session-wait"
-"""How many milliseconds a change may wait in the database for others. PostgREST does not cancel a statement when its caller
-is gone, so one that was given up ends by itself."""
+"""How many milliseconds a change may wait in the database for others. PostgREST does not cancel a statement when its
+caller is gone, so one that was given up ends by itself."""
 CONNECT_SHARE = 0.9
 """Of the time of a call: what is given up earlier than the call itself certainly was not sent."""
 
