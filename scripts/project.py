@@ -48,5 +48,5 @@ def lay_proof_over(project: Path, backend: str) -> None:
 
 def tool_environment() -> dict[str, str]:
     """The environment without what would change the demo: keys, servers, an active virtual environment."""
-    ours = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_")
+    ours = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "DEV_SERVER")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours) and name != "VIRTUAL_ENV"}

@@ -144,7 +144,7 @@ def test_what_is_deployed_holds_the_migrations_and_no_development_server(
             context.run(*words.split(), "--quiet", **environment)
     command = str(tmp_path / "app/bin/my-agent")
     python = str(tmp_path / "app/bin/python")
-    program = "from my_agent import backend, devserver; print(devserver.available())"
+    program = "from my_agent import backend, devserver; print(devserver.is_development())"
     if backend != "redis":
         program += "; print(len(backend.migrations()))"
     deployed = Project(tmp_path)

@@ -67,12 +67,15 @@ src/my_agent/sessions/__init__.py
 src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
+src/my_agent/sessions/environment.py
 src/my_agent/sessions/layers.py
+src/my_agent/sessions/opening.py
 src/my_agent/sessions/paging.py
 src/my_agent/sessions/retry.py
 src/my_agent/sessions/session.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
+src/my_agent/sessions/tracebacks.py
 src/my_agent/settings.py
 src/my_agent/terminal.py
 src/my_agent/transcript.py

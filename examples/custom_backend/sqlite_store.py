@@ -18,8 +18,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from my_agent.sessions import SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable
+from my_agent.sessions import SessionInfo, SessionKey, SessionPage, StoreUnavailable
+from my_agent.sessions.opening import ConnectedStore
 from my_agent.sessions.paging import decode_cursor, encode_cursor
+from my_agent.sessions.retry import settled
 from my_agent.sessions.store import Batch, Content, StoreSettings
 
 T = TypeVar("T")
@@ -39,11 +41,11 @@ CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, stored_at INTEGER NOT N
 CREATE TABLE IF NOT EXISTS canary (only_one INTEGER PRIMARY KEY CHECK (only_one = 1), text TEXT NOT NULL);
 """
 
-BATCH_MEMORY = 600 * 1_000_000
+BATCH_MEMORY = 3600 * 1_000_000
 """How long a batch is recognised when it is sent again, in microseconds. Much longer than any call is repeated."""
 
 
-class SqliteStore(SessionStore):
+class SqliteStore(ConnectedStore):
     """All sessions of one file, through one connection that is used by one thread.
 
     Args:
@@ -186,11 +188,17 @@ class SqliteStore(SessionStore):
 
         return await self._change(keep)
 
-    async def ping(self) -> None:
-        await self._read("SELECT 1")
+    # ── Opening: `ConnectedStore` calls these ───────────────────────────────
 
-    async def close(self) -> None:
+    async def _connect(self) -> str | None:
+        rows = await self._transaction(lambda db: db.execute("SELECT text FROM canary").fetchall(), "BEGIN")
+        return rows[0][0] if rows else None
+
+    async def _disconnect(self) -> None:
         await self._in_thread(self._close)
+
+    def _forget(self) -> None:
+        """The thread and its connection work for any event loop."""
 
     # ── Inside: what runs in the thread ─────────────────────────────────────
 
@@ -235,6 +243,12 @@ class SqliteStore(SessionStore):
         return await self._change(lambda db: db.execute(statement, values).fetchall(), begin="BEGIN")
 
     async def _change(self, work: Callable[[sqlite3.Connection], T], begin: str = "BEGIN IMMEDIATE") -> T:
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            await self.open()
+        # A thread cannot be cancelled, so the caller who is waits until it is done.
+        return await settled(self._transaction(work, begin), self.settings.session_settle_seconds)
+
+    async def _transaction(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
         """Do `work` in one transaction: all of it or nothing, and nobody else's in between."""
 
         def transaction() -> T:

@@ -134,7 +134,7 @@ class _Conversation:
 @asynccontextmanager
 async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
     settings = load_settings()
-    async with opened_store(settings) as store, opened_model(settings) as model:
+    async with opened_store(settings, embedded=True) as store, opened_model(settings) as model:
         session = store.session(session_id, user_id=user_id)
         info = await store.find_session(session.key)
         agent = build_agent(model)

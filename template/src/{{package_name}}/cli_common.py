@@ -26,7 +26,7 @@ def with_store(work: Callable[[SessionStore], Awaitable[T]]) -> T:
     from .settings import load_settings
 
     async def run() -> T:
-        async with opened_store(load_settings()) as store:
+        async with opened_store(load_settings(), embedded=True) as store:
             return await work(store)
 
     return asyncio.run(run())

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .terminal import answer, clean, note
-
-if TYPE_CHECKING:
-    from .settings import Settings
 
 db = typer.Typer(no_args_is_help=True, help="Look after the schema of the database.")
 
@@ -24,28 +19,15 @@ _MEANING = {
 }
 
 
-@contextmanager
-def database() -> Iterator[Settings]:
-    """The settings with a database in them: the one they name, else the embedded one."""
-    from . import backend
-    from .app import server
-    from .settings import load_settings
-
-    settings = load_settings()
-    if backend.names_database(settings):
-        yield settings
-    else:
-        with server(settings) as chosen:
-            yield chosen
-
-
 @db.command()
 def upgrade() -> None:
     """Apply the migrations that the database has not seen. Safe to run many times, and from many places at once."""
     from . import backend
+    from .app import server
+    from .settings import load_settings
 
     known = backend.migrations()
-    with database() as settings:
+    with server(load_settings(), embedded=True) as settings:
         applied = asyncio.run(backend.upgrade(settings))
     for migration in applied:
         note(f"Applied {migration.version}_{migration.name}.")
@@ -56,8 +38,10 @@ def upgrade() -> None:
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Compare the migrations here with those in the database. Exit code 1 if they differ."""
     from . import backend
+    from .app import server
+    from .settings import load_settings
 
-    with database() as settings:
+    with server(load_settings(), embedded=True) as settings:
         states = asyncio.run(backend.status(settings))
     good = all(state.state == "applied" for state in states)
     if as_json:

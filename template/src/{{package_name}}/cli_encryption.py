@@ -31,15 +31,16 @@ def reencrypt(
     from .backend import prepare
     from .reencryption import reencrypt
     from .sessions import BackendStore
+    from .sessions.store import admit_all
     from .settings import load_settings
 
     async def run() -> Report:
-        with server(loaded) as settings:
+        with server(loaded, embedded=True) as settings:
             if settings is not loaded:
                 await prepare(settings)
             inner = BackendStore(settings)
+            inner.guard(admit_all)  # `reencrypt` compares the keys itself
             try:
-                await inner.ping()
                 with progress("Decrypting" if decrypt else "Encrypting") as advance:
                     return await reencrypt(inner, settings.cipher, decrypt=decrypt, advance=advance)
             finally:

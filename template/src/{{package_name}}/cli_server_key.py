@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from .cli_common import when
-from .cli_db import database
 from .terminal import CommandError, answer, note
 
 
@@ -25,6 +24,7 @@ def server_key(
 
     The database takes two keys, so that a new one can be brought to all servers before the old one is removed.
     """
+    from .app import server
     from .sessions.supabase_server_key import (
         add_server_key,
         hash_of,
@@ -33,6 +33,7 @@ def server_key(
         server_keys,
         statement_for,
     )
+    from .settings import load_settings
 
     if sql + show + bool(remove) > 1:
         raise CommandError("--sql, --list and --remove are three things to do: one at a time.")
@@ -42,7 +43,7 @@ def server_key(
         note("Run this SQL on the database, then put the key into .env of the server; it is not shown again:")
         note(f"SUPABASE_SERVER_KEY={key}")
         return
-    with database() as settings:
+    with server(load_settings(), embedded=True) as settings:
         if show:
             known = asyncio.run(server_keys(settings))
             ours = None if settings.server_key is None else hash_of(settings.server_key)

@@ -36,7 +36,7 @@ from .devserver_tools import START_SECONDS, STOP_SECONDS, DevServerError, explai
 if sys.platform != "win32":
     from fcntl import LOCK_EX, LOCK_SH
 
-__all__ = ["DevServer", "DevServerError", "Engine", "available", "start"]
+__all__ = ["DevServer", "DevServerError", "Engine", "is_development", "start"]
 
 _KEEPER = """
 import sys, types
@@ -83,8 +83,8 @@ class DevServer:
         self.close()
 
 
-def available() -> bool:
-    """Whether this is a development install: only there is pytest, and only there may `start` be thought of."""
+def is_development() -> bool:
+    """Whether the development dependencies are installed; not enough to use the server (`app.py` decides)."""
     return importlib.util.find_spec("pytest") is not None
 
 

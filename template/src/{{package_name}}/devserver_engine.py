@@ -56,6 +56,8 @@ class Engine(ABC):
     """How users call it."""
     VARIABLE: ClassVar[str]
     """The setting that names another server to use instead."""
+    OTHER_VARIABLES: ClassVar[tuple[str, ...]] = ()
+    """More settings that belong to such a server: where one is set, the embedded server is not what is meant."""
 
     def __init__(self, directory: Path, durable: bool, *programs: str) -> None:
         self.directory, self.durable, self.programs = directory, durable, programs

@@ -31,6 +31,7 @@ _without_proxy = build_opener(ProxyHandler({}))
 class SupabaseEngine(PostgresEngine):
     NAME = "Supabase"
     VARIABLE = "SUPABASE_URL"
+    OTHER_VARIABLES = ("SUPABASE_KEY", "SUPABASE_DB_URL")
 
     def __init__(self, directory: Path, durable: bool, *programs: str) -> None:
         super().__init__(directory, durable, *programs)
@@ -101,7 +102,8 @@ def _status(url: str) -> int | None:
         with _without_proxy.open(url, timeout=5) as answer:
             return int(answer.status)
     except HTTPError as error:
-        return error.code
+        with error:  # it holds the connection
+            return error.code
     except (URLError, OSError):
         return None
 

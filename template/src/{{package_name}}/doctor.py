@@ -15,9 +15,9 @@ import typer
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from .app import EMBEDDED, server
+from .app import EMBEDDED, embedded_server, server
 from .backend import check_server, prepare
-from .devserver import DevServerError
+from .devserver import DevServerError, Engine
 from .drift import check_drift
 from .sessions import SessionStore, SessionStoreError, open_store
 from .sessions.checks import Check
@@ -61,11 +61,14 @@ async def diagnose() -> AsyncGenerator[Check, None]:
     yield _check_model(settings)
     for check in await asyncio.to_thread(lambda: list(check_drift())):
         yield check
+    decision = embedded_server(settings, embedded=True)
+    if not decision.used:
+        yield Check("dev server", "ok", f"The embedded {Engine.NAME} is not used: {decision.why}.")
     try:
-        with server(settings) as chosen:
+        with server(settings, embedded=True) as chosen:
             if chosen is not settings:
                 await prepare(chosen)  # as opening the store does with the embedded server
-                yield Check("server", "ok", f"{EMBEDDED} (development only).")
+                yield Check("dev server", "ok", f"{EMBEDDED} (development only), because {decision.why}.")
             usable = True
             async with aclosing(check_server(chosen)) as found:
                 async for check in found:
@@ -102,7 +105,7 @@ async def _check_round_trip(store: SessionStore) -> Check:
     begin = perf_counter()
     try:
         try:
-            await store.check_key()
+            await store.open()
             await store.append(key, Batch.of([Row(_TEXT, "user")]))
             exact = await store.tail(key, None) == [_TEXT]
         finally:

@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import BinaryIO, Literal, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID, uuid5
 
-from .sessions.codec import UnreadableItem, decode_item, role_of
+from .sessions.codec import role_in
 from .sessions.retry import retried
 from .sessions.store import Batch, Row, SessionInfo, SessionKey, SessionStore, SessionStoreError
 from .transfer_file import FORMAT, Place, read_session
@@ -30,6 +30,10 @@ OnConflict = Literal["refuse", "skip", "replace"]
 
 _CONFLICT: dict[OnConflict, Outcome] = {"refuse": "conflict", "skip": "skipped", "replace": "replaced"}
 _PAGE = 500
+_ATTEMPTS = 10
+"""How often an import starts over because the session was written to."""
+_COMPARED = 20
+"""How many rows at the end of a session show that nobody wrote: an app would have to say all of them again."""
 _SLOW_COMMIT = timedelta(minutes=1)
 """How much later than its `updated_at` a write may become visible."""
 _NAMESPACE = UUID("5a3c1a3e-6d0b-4d7c-9a53-6f2e1b7c0d41")
@@ -91,7 +95,8 @@ async def import_sessions(
         file: What `transfer_file.check` read; seekable.
         places: What it returned. The sessions are written in this order.
         on_conflict: What becomes of a session whose stored history is neither the beginning of the file's nor goes on
-            from it. refuse: it stays, outcome "conflict"; skip: it stays; replace: the file's takes its place.
+            from it. refuse: it stays, outcome "conflict"; skip: it stays; replace: the file's takes its place. One
+            that an app writes to all the time stays in any case, outcome "conflict".
         dry_run: Only find out the outcomes.
         report: Called after each session.
     """
@@ -103,41 +108,88 @@ async def import_sessions(
 async def import_session(
     store: SessionStore, wanted: SessionInfo, contents: list[str], on_conflict: OnConflict, dry_run: bool
 ) -> Outcome:
-    """Bring one session in, whole or not at all."""
+    """Bring one session in, whole or not at all, also beside an app that writes to it.
+
+    What is written is compared with what the outcome was judged by. If the app wrote in between, the import starts over
+    with what is there then; where that never ends, the outcome is "conflict" and the app's history stays.
+    """
     key = SessionKey(wanted.user_id, wanted.session_id)
-    there = await _again(store, store.find_session, key)
-    stored = await _again(store, store.tail, key, None) if there else []
+    for _ in range(_ATTEMPTS):
+        there = await _again(store, store.find_session, key)
+        stored = await _again(store, store.tail, key, None) if there else []
+        outcome = _outcome(there, stored, contents, on_conflict)
+        if dry_run or outcome in ("conflict", "skipped"):
+            return outcome
+        if outcome == "already there" or await _bring_in(store, wanted, contents, there, stored):
+            await _describe(store, key, wanted, there, outcome)
+            return outcome
+    return "conflict"
 
-    outcome: Outcome
+
+def _outcome(there: SessionInfo | None, stored: list[str], contents: list[str], on_conflict: OnConflict) -> Outcome:
     if there and stored[: len(contents)] == contents:
-        outcome = "already there"
-    elif contents[: len(stored)] == stored:
-        outcome = "extended" if stored else "imported"
-    else:
-        outcome = _CONFLICT[on_conflict]
-    if dry_run or outcome in ("conflict", "skipped"):
-        return outcome
+        return "already there"
+    if contents[: len(stored)] == stored:
+        return "extended" if stored else "imported"
+    return _CONFLICT[on_conflict]
 
+
+async def _bring_in(
+    store: SessionStore,
+    wanted: SessionInfo,
+    contents: list[str],
+    there: SessionInfo | None,
+    stored: list[str],
+) -> bool:
+    """Store what is missing, if the session still is as it was read; False if not."""
+    key = SessionKey(wanted.user_id, wanted.session_id)
+    if not stored:
+        return await _begin(store, key, there, contents, wanted.title)
+    extends = contents[: len(stored)] == stored
+    # What stays is compared and stored again only at its end: an app changes nothing but the end.
+    expected = stored[-_COMPARED:] if extends else stored
+    texts = contents[len(stored) - len(expected) :] if extends else contents
+    batch = Batch(_batch_id(key, there, texts), _rows(texts), wanted.title)
+    return await _again(store, store.replace_tail, key, expected, batch)
+
+
+async def _begin(
+    store: SessionStore, key: SessionKey, there: SessionInfo | None, contents: list[str], title: str | None
+) -> bool:
+    """Store the first rows of a session; False if somebody else did, and then nothing is stored."""
+    # No store can append on the condition that there is nothing yet. So look afterwards who came first.
+    for attempt in range(1000):
+        await _again(store, store.append, key, Batch(_batch_id(key, there, contents, attempt), _rows(contents), title))
+        rows = await _again(store, store.tail, key, None)
+        begun = bool(rows) or await _again(store, store.find_session, key) is not None
+        if begun and rows[: len(contents)] == contents:
+            return True
+        if rows and contents:
+            await _take_out(store, key, rows, contents)
+            return False
+        # The store knows this batch from a session of that name that was deleted, and does not bring it back.
+    return False
+
+
+async def _take_out(store: SessionStore, key: SessionKey, rows: list[str], contents: list[str]) -> None:
+    """Remove what was stored behind the first words of an app, and leave what the app said."""
+    count = len(contents)
+    while (start := next((at for at in range(len(rows)) if rows[at : at + count] == contents), None)) is not None:
+        later = Batch.of(_rows(rows[start + count :]))
+        if await _again(store, store.replace_tail, key, rows[start:], later):
+            return
+        rows = await _again(store, store.tail, key, None)
+
+
+async def _describe(
+    store: SessionStore, key: SessionKey, wanted: SessionInfo, there: SessionInfo | None, outcome: Outcome
+) -> None:
+    """Title and metadata. What somebody gave the session since it was exported is kept, unless all is replaced."""
     replaced = outcome == "replaced"
-    missing = contents if replaced else contents[len(stored) :]
-    if outcome != "already there":
-        # The same work has the same id in every process: a repeated call or two imports at once store it once.
-        rows = [Row(text, _role(text)) for text in missing]
-        for attempt in range(1000):
-            batch = Batch(_batch_id(key, there, missing, attempt), rows, wanted.title)
-            if replaced:
-                await _again(store, store.replace_tail, key, None, batch)
-            else:
-                await _again(store, store.append, key, batch)
-            # A store may know this batch from a session of that name that was deleted, and not bring it back.
-            if there or await _again(store, store.find_session, key):
-                break
-    # What somebody gave the session since it was exported is kept, unless all of it is replaced.
     title = wanted.title if replaced or (there and there.title is None) else None
     metadata = wanted.metadata if replaced or (wanted.metadata and not (there and there.metadata)) else None
     if title is not None or metadata is not None:
         await _again(store, store.update_session, key, title=title, metadata=metadata)
-    return outcome
 
 
 async def chosen_sessions(
@@ -202,14 +254,12 @@ def _line(record: dict[str, object]) -> bytes:
     return json.dumps(record, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
 
 
-def _role(text: str) -> str | None:
-    try:
-        return role_of(decode_item(text))
-    except UnreadableItem:
-        return None
+def _rows(texts: list[str]) -> list[Row]:
+    return [Row(text, role_in(text)) for text in texts]
 
 
-def _batch_id(key: SessionKey, there: SessionInfo | None, contents: list[str], attempt: int) -> UUID:
+def _batch_id(key: SessionKey, there: SessionInfo | None, contents: list[str], attempt: int = 0) -> UUID:
+    # The same work has the same id in every process: a repeated call or two imports at once store it once.
     # When the session was last written is part of it: what was imported and then cleared can be imported again.
     digest = hashlib.sha256(repr((key, there and there.updated_at.isoformat(), attempt)).encode())
     for text in contents:

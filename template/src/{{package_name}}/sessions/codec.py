@@ -76,10 +76,24 @@ def decode_items(texts: Sequence[str]) -> list[TResponseInputItem]:
         return [decode_item(text) for text in texts]
 
 
+def try_decode(text: str) -> TResponseInputItem | None:
+    """The item, or None if the text cannot be read."""
+    try:
+        return decode_item(text)
+    except UnreadableItem:
+        return None
+
+
 def role_of(item: TResponseInputItem) -> str | None:
     """The item's role if it has a plain one; tool calls, reasoning and encrypted items have none."""
     role = item.get("role")
     return role if isinstance(role, str) and role.isascii() and role.isprintable() and len(role) <= 40 else None
+
+
+def role_in(text: str) -> str | None:
+    """The role of a stored item; None also if the text cannot be read."""
+    item = try_decode(text)
+    return None if item is None else role_of(item)
 
 
 def title_of(items: Iterable[TResponseInputItem]) -> str | None:

@@ -13,12 +13,14 @@ import secrets
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, TypeVar
 
-from .encryption import Cipher, EncryptionSettings, sealed_metadata
+from .encryption import Cipher, EncryptionSettings, how_to_reencrypt, sealed_metadata
+from .environment import from_environment
 from .store import (
-    COMMAND,
     SEALED,
+    Admit,
     Batch,
     Content,
     Row,
@@ -38,10 +40,9 @@ class EncryptedStore(SessionStore):
     """Items, titles and metadata are sealed; ids, roles, counts and times are not.
 
     A row that does not open is handed on as it is stored, which no session can read, and may be put back like this.
-    The first call asks once more whether the keys are the right ones.
 
     Args:
-        inner: Where everything goes. It must not be entered itself: it would refuse what is encrypted.
+        inner: Where everything goes. From now on it opens only if the keys are the right ones.
         settings: The keys; those of `inner` if they have any, else from the environment.
     """
 
@@ -49,8 +50,12 @@ class EncryptedStore(SessionStore):
         super().__init__(inner.settings)
         self.inner = inner
         known = inner.settings
-        self.keys = settings or (known if isinstance(known, EncryptionSettings) else EncryptionSettings())
-        self._cipher: Cipher | None = None
+        self.keys = settings or (known if isinstance(known, EncryptionSettings) else from_environment(EncryptionSettings))
+        inner.guard(self._check_canary)
+
+    @cached_property
+    def _cipher(self) -> Cipher:
+        return self.keys.cipher
 
     def owner(self, user_id: str) -> str:
         return self.inner.owner(user_id)
@@ -58,18 +63,19 @@ class EncryptedStore(SessionStore):
     # ── Items ───────────────────────────────────────────────────────────────
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
-        await self.inner.append(key, _sealed_batch(await self._opened(), key, batch))
+        await self.inner.append(key, _sealed_batch(self._cipher, key, batch))
 
     async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
-        cipher = await self._opened()
+        cipher = self._cipher
         return self._texts(cipher, key, await self.inner.tail(key, limit))
 
     async def pop(self, key: SessionKey) -> str | None:
         """Remove and return the newest row that opens; None if none does. Costs two round trips, or more under load.
 
-        The row is read, opened, and then taken out if it is still there: so none is lost that does not open.
+        The row is read, opened, and then taken out if it is still there: so none is lost that does not open. Only the
+        last step changes anything, and it settles in the store behind this one.
         """
-        cipher = await _harmless(self._opened())
+        cipher = self._cipher
         asked = 1
         while True:
             rows = await _harmless(self.inner.tail(key, asked))
@@ -86,12 +92,11 @@ class EncryptedStore(SessionStore):
                 return text
 
     async def clear(self, key: SessionKey) -> None:
-        await self._opened()
         await self.inner.clear(key)
 
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         """As promised, in two round trips if a tail is expected: sealed texts differ each time, so it is read first."""
-        cipher = await self._opened()
+        cipher = self._cipher
         sealed = _sealed_batch(cipher, key, batch)
         if not expected_tail:
             return await self.inner.replace_tail(key, expected_tail, sealed)
@@ -104,27 +109,27 @@ class EncryptedStore(SessionStore):
     # ── Sessions ────────────────────────────────────────────────────────────
 
     async def find_session(self, key: SessionKey) -> SessionInfo | None:
-        cipher = await self._opened()
+        cipher = self._cipher
         info = await self.inner.find_session(key)
         return None if info is None else self._info(cipher, info)
 
     async def list_sessions(
         self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> SessionPage:
-        cipher = await self._opened()
+        cipher = self._cipher
         page = await self.inner.list_sessions(user_id, limit, cursor)
         return page._replace(sessions=[self._info(cipher, info) for info in page.sessions])
 
     async def update_session(
         self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
-        cipher = await self._opened()
+        cipher = self._cipher
         title = None if title is None else cipher.seal("title", key, title)
         metadata = None if metadata is None else cipher.seal_metadata(key, metadata)
         return await self.inner.update_session(key, title=title, metadata=metadata)
 
     async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
-        cipher = await self._opened()
+        cipher = self._cipher
         found = await self.inner.find_session(key)
         rows = (await self.inner.tail(key, None))[before.first : before.first + len(before.rows)]
         if found is None:
@@ -139,15 +144,12 @@ class EncryptedStore(SessionStore):
         return await self.inner.rewrite(key, Content(found.title, found.metadata, rows, before.first), new)
 
     async def delete_session(self, key: SessionKey) -> bool:
-        await self._opened()
         return await self.inner.delete_session(key)
 
     async def delete_user(self, user_id: str) -> int:
-        await self._opened()
         return await self.inner.delete_user(user_id)
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        await self._opened()
         return await self.inner.prune(older_than, limit)
 
     # ── The store itself ────────────────────────────────────────────────────
@@ -157,25 +159,21 @@ class EncryptedStore(SessionStore):
 
     async def ping(self) -> None:
         await self.inner.ping()
-        await self._opened()
 
-    async def check_key(self) -> None:
-        """Return if the keys of the settings open what is stored. The first time, a text is kept that tells.
+    async def open(self, *, again: bool = False) -> None:
+        """As promised. The first time, a text is kept that tells with which key everything is encrypted.
 
         Raises:
-            WrongKey: They do not.
+            WrongKey: The keys of the settings do not open what is stored.
             SettingMissing: There are none, or one is none; or what is stored is not encrypted.
         """
-        cipher = self.keys.cipher
-        kept = await self.inner.canary()
-        if kept is None:
-            await self._refuse_plain_sessions()
-            kept = await self.inner.canary(None, cipher.seal_canary())
-        cipher.check_canary(kept)
-        self._cipher = cipher
+        self._cipher  # noqa: B018 - without keys, no connection is made
+        await self.inner.open(again=again)
+
+    def guard(self, admit: Admit) -> None:
+        self.inner.guard(admit)
 
     async def close(self) -> None:
-        self._cipher = None
         await self.inner.close()
 
     @property
@@ -184,11 +182,11 @@ class EncryptedStore(SessionStore):
 
     # ── Inside ──────────────────────────────────────────────────────────────
 
-    async def _opened(self) -> Cipher:
-        if self._cipher is None:
-            await self.check_key()
-        assert self._cipher is not None  # noqa: S101 - else it would have raised
-        return self._cipher
+    async def _check_canary(self, kept: str | None) -> None:
+        if kept is None:
+            await self._refuse_plain_sessions()
+            kept = await self.inner.canary(None, self._cipher.seal_canary())
+        self._cipher.check_canary(kept)
 
     async def _refuse_plain_sessions(self) -> None:
         """They would look empty: what is not sealed does not count."""
@@ -200,7 +198,7 @@ class EncryptedStore(SessionStore):
                 texts = await self.inner.tail(key, 1) if info.title is None else [info.title]
                 if any(not text.startswith(SEALED) for text in texts):
                     raise SettingMissing(
-                        f"There are sessions that are not encrypted. Run `{COMMAND} sessions reencrypt`; until it is "
+                        f"There are sessions that are not encrypted. {how_to_reencrypt()}; until that is "
                         "done, SESSION_ENCRYPTION_ALLOW_PLAINTEXT=true lets the app read them."
                     )
             if (cursor := page.next_cursor) is None:

@@ -20,7 +20,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
-from .store import COMMAND, SEALED, SessionKey, SettingMissing, StoreSettings, WrongKey, encode_metadata, key_of
+from .store import SEALED, SessionKey, SettingMissing, StoreSettings, WrongKey, encode_metadata, how_to, key_of
+from .tracebacks import forgets_locals
 
 KEYS = "SESSION_ENCRYPTION_KEYS"
 KEY_BYTES = 32
@@ -130,6 +131,7 @@ class EncryptionSettings(StoreSettings):
     """Take what is stored unencrypted for genuine, while encryption is being turned on."""
 
     @property
+    @forgets_locals
     def cipher(self) -> Cipher:
         """What seals and opens.
 
@@ -140,13 +142,13 @@ class EncryptionSettings(StoreSettings):
         words = [] if secret is None else secret.get_secret_value().split(",")
         keys = [word.strip() for word in words if word.strip()]
         if not keys:
-            raise SettingMissing(f"{KEYS} is not set. `{COMMAND} sessions new-key` prints a new key.")
+            raise SettingMissing(f"{KEYS} is not set. {_how_to_make_a_key()}.")
         decoded = [_decoded(key) for key in keys]
         for number, key in enumerate(decoded, 1):
             if len(key) != KEY_BYTES:
                 raise SettingMissing(
                     f"Key {number} of {len(keys)} in {KEYS} is not {KEY_BYTES} bytes in URL-safe base64. "
-                    f"`{COMMAND} sessions new-key` prints a new one."
+                    f"{_how_to_make_a_key()}."
                 )
         return Cipher(decoded)
 
@@ -160,6 +162,18 @@ def sealed_metadata(metadata: Mapping[str, Any]) -> str | None:
 def new_key() -> str:
     """A key as the settings take it."""
     return urlsafe_b64encode(os.urandom(KEY_BYTES)).decode()
+
+
+def how_to_reencrypt() -> str:
+    """What a message says to do about sessions that are not encrypted with the newest key."""
+    return how_to(
+        "sessions reencrypt", "Run `sessions reencrypt` on this database, in a project made with copier-agent-sessions"
+    )
+
+
+def _how_to_make_a_key() -> str:
+    script = "`python -c 'from {package}.encryption import new_key; print(new_key())'`"
+    return f"{how_to('sessions new-key', f'Run {script}')}, which prints a new key"
 
 
 def name_of(key: bytes) -> str:

@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 from .checks import Check
 from .encrypted_store import EncryptedStore
-from .store import COMMAND, SessionStore, SessionStoreError
+from .encryption import how_to_reencrypt
+from .store import SessionStore, SessionStoreError
 
 
 async def checked(checks: AsyncGenerator[Check, None], inner: SessionStore) -> AsyncGenerator[Check, None]:
@@ -24,7 +25,7 @@ async def checked(checks: AsyncGenerator[Check, None], inner: SessionStore) -> A
 async def check_encryption(store: EncryptedStore) -> Check:
     """Whether the keys of the settings open what is stored, and whether anything is left to do."""
     try:
-        await store.check_key()
+        await store.open()
         kept = await store.canary() or ""
     except SessionStoreError as error:
         return Check("encryption", "fail", "The keys are not those of the stored sessions.", str(error))
@@ -34,10 +35,10 @@ async def check_encryption(store: EncryptedStore) -> Check:
     newest, *older = cipher.names
     what = f"Sessions are encrypted with key {newest}"
     if not cipher.is_newest(kept):
-        return Check("encryption", "warn", f"{what}, but not the older ones.", f"Run `{COMMAND} sessions reencrypt`.")
+        return Check("encryption", "warn", f"{what}, but not the older ones.", f"{how_to_reencrypt()}.")
     if store.keys.session_encryption_allow_plaintext:
         what = f"{what}, but what is in plain text counts as well: whoever writes to the database can put words in."
-        todo = f"Run `{COMMAND} sessions reencrypt`, then unset SESSION_ENCRYPTION_ALLOW_PLAINTEXT."
+        todo = f"{how_to_reencrypt()}, then unset SESSION_ENCRYPTION_ALLOW_PLAINTEXT."
         return Check("encryption", "warn", what, todo)
     if older:
         what = f"{what}; {', '.join(older)} can go, as soon as every process writes with it"

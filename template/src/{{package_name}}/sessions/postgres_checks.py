@@ -10,10 +10,10 @@ import asyncpg
 from .checks import Check
 from .postgres_connection import (
     DRIVER_ERRORS,
-    VERSION_STATEMENT,
+    OPENING_STATEMENT,
     PostgresSettings,
-    check_version,
-    connect_options,
+    connect,
+    read_opening,
     translate,
 )
 from .postgres_schema import Migration, check_migrations
@@ -43,7 +43,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
     """All checks of the database. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
-        connection = await asyncpg.connect(**connect_options(settings))
+        connection = await connect(settings)
     except DRIVER_ERRORS as error:
         problem = translate(error, settings, sent=False)
         yield Check("connection", "fail", "The database cannot be reached.", str(problem))
@@ -112,13 +112,13 @@ async def _check_schema(
     connection: asyncpg.Connection, settings: PostgresSettings, migrations: Sequence[Migration]
 ) -> Check:
     try:
-        version = await connection.fetchval(VERSION_STATEMENT)
-        check_version(version)
+        answer = await connection.fetchval(OPENING_STATEMENT, "")
+        read_opening(answer)
     except asyncpg.PostgresError as error:
         return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:
         return Check("schema", "fail", "The schema does not fit this program.", str(error))
-    fits = f"The schema fits this program: version {version[0]}"
+    fits = f"The schema fits this program: version {answer[0]}"
     try:
         return await check_migrations(settings, migrations, fits)
     except SessionStoreError:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
 import asyncpg
 
-from .retry import settled
+from .postgres_connection import NoFreeConnection, PostgresSettings, connect, pool_options
+from .retry import cancellations
 
 IDLE_SECONDS = 300.0
 """Connections unused for longer are not trusted: firewalls drop them in silence. The same as asyncpg's pool."""
 
-CANCEL_SECONDS = 5.0
-"""How long a server may take to stop what was cancelled, until its connection is cut."""
+CLOSE_SECONDS = 2.0
+"""How long all idle connections together may take to close."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +29,18 @@ logger = logging.getLogger(__name__)
 class ConnectionPool:
     """Connections that are opened when needed and used again, the last used one first.
 
-    Args:
-        options: For `asyncpg.connect`.
-        size: How many there may be; further calls wait.
-        timeout: How long they wait, in seconds.
+    A call has one deadline, DATABASE_TIMEOUT_SECONDS, for waiting, connecting and its statement. A statement that is
+    late or cancelled is ended at the server before the call ends, within SESSION_SETTLE_SECONDS more.
     """
 
-    def __init__(self, options: Mapping[str, Any], size: int, timeout: float) -> None:
-        self._options = options
-        self._timeout = timeout
-        self._free = asyncio.Semaphore(size)
-        self._idle: list[tuple[asyncpg.Connection, float]] = []
+    def __init__(self, settings: PostgresSettings) -> None:
+        self._settings = settings
+        self._timeout = settings.database_timeout_seconds
+        self._settle_seconds = settings.session_settle_seconds
+        self._server_settings = pool_options(settings)
+        self._free = asyncio.Semaphore(settings.database_pool_max)
+        self._idle: list[_Pooled] = []
+        self._generation = 0
         self._closed = False
 
     async def fetchval(self, statement: str, arguments: tuple[object, ...]) -> Any:
@@ -49,77 +50,155 @@ class ConnectionPool:
             ConnectFailed: Before anything was sent; its cause is the driver's error.
             Exception: What asyncpg raises; the statement may have been carried out.
         """
+        cancelled = cancellations()
+        deadline = monotonic() + self._timeout
         try:
-            connection = await self._acquire()
+            pooled = await self._acquire(deadline)
         except Exception as error:
+            if cancellations() > cancelled:
+                raise asyncio.CancelledError from error
             raise ConnectFailed from error
         try:
-            value = await connection.fetchval(statement, *arguments)
-        except asyncpg.PostgresError:
-            self._release(connection)
+            value = await pooled.connection.fetchval(statement, *arguments, timeout=deadline - monotonic())
+        except (TimeoutError, asyncio.CancelledError):
+            await self._settle(pooled)
+            if cancellations() > cancelled:
+                raise asyncio.CancelledError from None
             raise
-        except asyncio.CancelledError:
-            await settled(self._stop(connection))
-            self._free.release()
+        except BaseException as error:
+            if isinstance(error, asyncpg.PostgresError) and not _is_useless(error):
+                self._release(pooled)
+            else:
+                self._drop(pooled)
+            if cancellations() > cancelled:
+                raise asyncio.CancelledError from error
             raise
-        except BaseException:
-            # Cut or timed out in the middle: nobody knows what would come out of it next.
-            connection.terminate()
-            self._free.release()
-            raise
-        self._release(connection)
+        self._release(pooled)
         return value
-
-    async def _stop(self, connection: asyncpg.Connection) -> None:
-        """End a connection whose statement was cancelled: it was carried out or not, and nothing happens later.
-
-        The driver has asked the server to stop; closing waits for what it says.
-        """
-        try:
-            await connection.close(timeout=CANCEL_SECONDS)
-        except Exception as error:
-            logger.warning("What became of a cancelled statement is not known: %s", type(error).__name__)
-
-    def forget_idle(self) -> None:
-        """Drop all connections not in use, after one was lost: the server went away, so they are dead too."""
-        while self._idle:
-            self._idle.pop()[0].terminate()
 
     async def close(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
         self._closed = True
-        while self._idle:
-            connection, _ = self._idle.pop()
-            try:
-                await connection.close(timeout=2)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        idle = [pooled.connection for pooled in self._idle]
+        self._idle.clear()
+        if not idle:
+            return
+        closing = [asyncio.ensure_future(connection.close(timeout=CLOSE_SECONDS)) for connection in idle]
+        try:
+            await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+        finally:
+            for connection, task in zip(idle, closing, strict=True):
                 connection.terminate()
+                _abandon(task)
 
-    async def _acquire(self) -> asyncpg.Connection:
+    async def _acquire(self, deadline: float) -> _Pooled:
         if self._free.locked():
-            async with asyncio.timeout(self._timeout):
-                await self._free.acquire()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise NoFreeConnection from None
         else:
             await self._free.acquire()
         try:
             while self._idle:
-                connection, since = self._idle.pop()
-                if monotonic() - since > IDLE_SECONDS:
-                    connection.terminate()
-                elif not connection.is_closed():
-                    return connection
-            return await asyncpg.connect(**self._options)
+                pooled = self._idle.pop()
+                if monotonic() - pooled.idle_since > IDLE_SECONDS:
+                    pooled.connection.terminate()
+                elif not pooled.connection.is_closed():
+                    return pooled
+            # Of this generation even if others find out, while this one connects, that the server is another now.
+            generation = self._generation
+            return _Pooled(await self._connect(deadline), generation)
         except BaseException:
             self._free.release()
             raise
 
-    def _release(self, connection: asyncpg.Connection) -> None:
+    async def _connect(self, deadline: float) -> asyncpg.Connection:
+        # The driver gives its request to cancel a statement `command_timeout` seconds.
+        options = {"command_timeout": self._settle_seconds, "max_cached_statement_lifetime": 0}
+        while True:
+            if (seconds := deadline - monotonic()) <= 0:
+                raise TimeoutError
+            try:
+                return await connect(self._settings, **options, **self._server_settings, timeout=seconds)
+            except (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError):
+                # A pooler in session mode: all is well with it, but it may refuse what it does not know.
+                if not self._server_settings:
+                    raise
+                self._server_settings = {}
+
+    async def _settle(self, pooled: _Pooled) -> None:
+        """Wait until the server has ended a statement that was late or cancelled. Its place in the pool stays taken.
+
+        The driver sends the request to cancel it on a connection of its own, in the background; to cut ours stops that
+        request as well, and the statement would go on. Any next statement waits for the end of the last. asyncpg 0.31
+        waits without a limit where the network is silent, so it does that in a task that can be left behind.
+        """
+        probe = asyncio.ensure_future(pooled.connection.execute("SELECT 1", timeout=self._settle_seconds))
+        end = monotonic() + self._settle_seconds
+        again: asyncio.CancelledError | None = None
+        while not probe.done() and (seconds := end - monotonic()) > 0:
+            try:
+                await asyncio.wait({probe}, timeout=seconds)
+            except asyncio.CancelledError as error:
+                again = error
+        if probe.done() and not probe.cancelled() and probe.exception() is None:
+            self._release(pooled)
+        else:
+            self._drop(pooled)
+            _abandon(probe)
+            logger.warning(
+                "%s: the end of a statement was not confirmed within %g s (SESSION_SETTLE_SECONDS).",
+                self._settings.where,
+                self._settle_seconds,
+            )
+        if again is not None:
+            raise again
+
+    def _release(self, pooled: _Pooled) -> None:
+        """Put a connection back that works."""
         self._free.release()
-        if self._closed:
-            connection.terminate()
-        elif not connection.is_closed():
-            self._idle.append((connection, monotonic()))
+        if self._closed or pooled.generation != self._generation:
+            pooled.connection.terminate()
+        elif not pooled.connection.is_closed():
+            pooled.idle_since = monotonic()
+            self._idle.append(pooled)
+
+    def _drop(self, pooled: _Pooled) -> None:
+        """Cut a connection that was lost, and all that were opened before now: they end at the same server.
+
+        The idle ones at once, so that the next attempt does not meet one of them; those in use when they come back.
+        """
+        self._generation += 1
+        pooled.connection.terminate()
+        self._free.release()
+        while self._idle:
+            self._idle.pop().connection.terminate()
 
 
 class ConnectFailed(Exception):
     """No connection could be had, so nothing was sent."""
+
+
+class _Pooled:
+    """A connection, and when it was opened and last used."""
+
+    __slots__ = ("connection", "generation", "idle_since")
+
+    def __init__(self, connection: asyncpg.Connection, generation: int) -> None:
+        self.connection = connection
+        self.generation = generation
+        self.idle_since = 0.0
+
+
+def _is_useless(error: asyncpg.PostgresError) -> bool:
+    """Whether a connection cannot serve us any more: the server ends or starts, or became read-only (a standby)."""
+    code = error.sqlstate or ""
+    return code[:2] in ("08", "25") or code[:4] == "57P0"
+
+
+def _abandon(task: asyncio.Future[Any]) -> None:
+    """Let a task of the driver end by itself; nobody is interested in its outcome."""
+    task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())

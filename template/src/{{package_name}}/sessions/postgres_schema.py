@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import asyncpg
 
 from .checks import Check
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect_options, translate
-from .store import COMMAND, SessionStoreError
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, translate
+from .store import SessionStoreError, how_to
 
 # Any number will do, as long as all versions of this program use the same one.
 _LOCK = 7_262_001_417_553
@@ -155,7 +155,10 @@ async def check_migrations(
     states = [state for state in await status(settings, migrations, history) if state.state not in harmless]
     if states:
         found = ", ".join(f"{state.version} is {state.state}" for state in states)
-        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"Look at `{COMMAND} db status`.")
+        todo = how_to(
+            "db status", "Compare: `status(settings, read_migrations(folder))`, both from {package}.postgres_schema"
+        )
+        return Check("schema", "warn", f"{fits}, but of the migrations {found}.", f"{todo}.")
     if edited := await _changed_by_hand(settings, migrations):
         what = f"{fits}, but these are not what the migrations made: {', '.join(edited)}."
         return Check("schema", "warn", what, "Take the statements from the migrations, and put changes into a new one.")
@@ -203,7 +206,7 @@ async def _connection(settings: PostgresSettings) -> AsyncIterator[asyncpg.Conne
     """A connection of its own, without a time limit: a migration may take long."""
     connected = False
     try:
-        connection = await asyncpg.connect(**{**connect_options(settings), "command_timeout": None})
+        connection = await connect(settings, command_timeout=None)
         connected = True
         try:
             yield connection

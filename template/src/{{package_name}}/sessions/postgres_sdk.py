@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 import asyncpg
 from pydantic import SecretStr
 
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect_options, translate
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, translate
 from .store import SessionStoreError
 
 
@@ -73,7 +73,7 @@ async def open_postgres_source(url: str) -> AsyncIterator[PostgresSource]:
     settings = _SourceSettings(database_url=SecretStr(dsn))
     try:
         # Without a time limit: listing the sessions of a large table may take long.
-        connection = await asyncpg.connect(**{**connect_options(settings), "command_timeout": None})
+        connection = await connect(settings, command_timeout=None)
     except DRIVER_ERRORS as error:
         raise translate(error, settings, sent=False) from error
     try:

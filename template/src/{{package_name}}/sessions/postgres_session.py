@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from pydantic import SecretStr
 
+from .environment import from_environment
+from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
 from .postgres_connection import (
     DRIVER_ERRORS,
-    VERSION_STATEMENT,
+    OPENING_STATEMENT,
     PostgresSettings,
-    check_version,
-    connect_options,
+    read_opening,
     translate,
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, StoreUnavailable, encode_metadata
+from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, encode_metadata
+from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -62,16 +64,15 @@ INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_a
 _APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
 
 
-class PostgresStore(SessionStore):
+class PostgresStore(ConnectedStore):
     """All sessions of one database, over one connection pool, which opens at the first call."""
 
     settings: PostgresSettings
 
     def __init__(self, settings: PostgresSettings | None = None) -> None:
-        super().__init__(settings or PostgresSettings())
+        super().__init__(settings or from_environment(PostgresSettings))
         self._pool: ConnectionPool | None = None
         self._place: Place | None = None
-        self._opening = asyncio.Lock()
 
     async def append(self, key: SessionKey, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
@@ -100,7 +101,7 @@ class PostgresStore(SessionStore):
 
     async def find_session(self, key: SessionKey) -> SessionInfo | None:
         found = await self._call("SELECT public.agent_session_find($1, $2)", *key)
-        return None if found is None else _session_info(json.loads(found))
+        return None if found is None else SessionInfo.of_row(json.loads(found))
 
     async def list_sessions(
         self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
@@ -109,7 +110,7 @@ class PostgresStore(SessionStore):
         before = decode_cursor(cursor) if cursor else (None, None, None)
         # One more than asked for tells whether there is a next page.
         page = await self._call("SELECT public.agent_session_list($1, $2, $3, $4, $5)", user_id, limit + 1, *before)
-        sessions = [_session_info(row) for row in json.loads(page)]
+        sessions = [SessionInfo.of_row(row) for row in json.loads(page)]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
     async def update_session(
@@ -152,16 +153,6 @@ class PostgresStore(SessionStore):
         now: str | None = await self._call("SELECT public.agent_session_canary($1, $2, $3)", "", kept, text)
         return now
 
-    async def ping(self) -> None:
-        check_version(await self._call(VERSION_STATEMENT))
-
-    async def close(self) -> None:
-        if self.inherited:
-            return
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
-
     # ── Connections ─────────────────────────────────────────────────────────
 
     @cached_property
@@ -171,10 +162,10 @@ class PostgresStore(SessionStore):
 
     async def _call(self, statement: str, *arguments: object) -> Any:
         """The single value that `statement` returns, in one round trip."""
-        pool = self._pool
-        if pool is None or self._loop is not asyncio.get_running_loop():
-            pool = await self._open()
-        return await self._fetch(pool, statement, *arguments)
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            await self.open()
+        assert self._pool is not None  # noqa: S101 - it is open
+        return await self._fetch(self._pool, statement, *arguments)
 
     async def _fetch(self, pool: ConnectionPool, statement: str, *arguments: object) -> Any:
         try:
@@ -183,32 +174,24 @@ class PostgresStore(SessionStore):
             cause = error.__cause__ or error
             raise translate(cause, self.settings, sent=False) from cause
         except DRIVER_ERRORS as error:
-            ours = translate(error, self.settings, sent=True)
-            if isinstance(ours, StoreUnavailable) and ours.maybe_applied:
-                pool.forget_idle()
-            raise ours from _without_values(error)
+            raise translate(error, self.settings, sent=True) from _without_values(error)
 
-    async def _open(self) -> ConnectionPool:
-        if self._moved_to_this_loop(self._pool is not None):
-            self._pool, self._opening = None, asyncio.Lock()
-        async with self._opening:
-            if self._pool is None:
-                pool = ConnectionPool(
-                    connect_options(self.settings),
-                    self.settings.database_pool_max,
-                    self.settings.database_timeout_seconds,
-                )
-                try:
-                    check_version(await self._fetch(pool, VERSION_STATEMENT))
-                except BaseException:
-                    await pool.close()
-                    raise
-                self._pool = pool
-            return self._pool
+    async def _connect(self) -> str | None:
+        if self._pool is None:
+            self._pool = ConnectionPool(self.settings)
+        return read_opening(await self._fetch(self._pool, OPENING_STATEMENT, ""))
+
+    async def _disconnect(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    def _forget(self) -> None:
+        self._pool = None
 
 
 class PostgresSession(SharedStoreSession):
-    """A session that needs no store of its own: all with the same address share one per event loop.
+    """A session that needs no store of its own: all with the same settings share one per event loop.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
@@ -222,6 +205,7 @@ class PostgresSession(SharedStoreSession):
         InvalidSessionId: See `SessionKey.check`.
     """
 
+    @forgets_locals
     def __init__(
         self,
         session_id: str,
@@ -231,11 +215,12 @@ class PostgresSession(SharedStoreSession):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: PostgresSettings | None = None,
     ) -> None:
-        settings = settings or PostgresSettings()
+        settings = settings or from_environment(PostgresSettings)
         if dsn is not None:
             settings = settings.model_copy(update={"database_url": SecretStr(dsn)})
+        _ = settings.dsn  # which raises what is wrong with it
         key = SessionKey(user_id, session_id)
-        super().__init__(settings.dsn, lambda: PostgresStore(settings), key, session_settings)
+        super().__init__(settings, lambda: PostgresStore(settings), key, session_settings)
 
 
 def _without_values(error: BaseException) -> BaseException | None:
@@ -243,8 +228,3 @@ def _without_values(error: BaseException) -> BaseException | None:
     if isinstance(error, asyncpg.PostgresError):
         error.detail = None
     return None if isinstance(error, asyncpg.DataError) else error
-
-
-def _session_info(row: Mapping[str, Any]) -> SessionInfo:
-    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at")}
-    return SessionInfo(**{**row, **times})

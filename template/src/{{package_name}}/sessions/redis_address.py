@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from .store import SettingMissing
 
@@ -26,9 +28,14 @@ _KINDS: dict[str, Kind] = {
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _SENTINEL = ("service", "sentinel_username", "sentinel_password")
 _CUT = (
-    "REDIS_URL cannot be used: a port in it is no number, or its password holds one of / ? # @ : % which must be "
-    "written as %2F %3F %23 %40 %3A %25."
+    "REDIS_URL cannot be used: a port in it is not a number from 1 to 65535, an IPv6 address in it is not written as "
+    "[::1], or its password holds one of / ? # @ : % which must be written as %2F %3F %23 %40 %3A %25."
 )
+# Not `urlsplit`: its newer versions allow one host, and brackets only at its beginning.
+_URL = re.compile(
+    r"(?P<scheme>[^:/?#]*)://(?P<servers>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<rest>.*)", re.DOTALL
+)
+_SERVER = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^:\[\]\s]*))(?::(?P<port>[0-9]{0,5}))?")
 
 
 @dataclass(frozen=True)
@@ -54,32 +61,31 @@ def parse_address(url: str) -> RedisAddress:
     Raises:
         SettingMissing: It is none; the message says what is wrong and how to write it, and quotes no secret.
     """
-    try:
-        parts = urlsplit(url.strip())
-    except ValueError:  # a [ is nowhere closed
-        raise SettingMissing(_CUT) from None
-    kind = _KINDS.get(parts.scheme)
-    if kind is None or "://" not in url:
-        raise SettingMissing(f"REDIS_URL is no Redis URL. Write {EXAMPLE} ({_OTHERS}).")
+    parts = _URL.fullmatch(url.strip())
+    scheme = parts["scheme"].lower() if parts else ""
+    kind = _KINDS.get(scheme)
+    if parts is None or kind is None:
+        raise SettingMissing(f"REDIS_URL is not a Redis URL. Write {EXAMPLE} ({_OTHERS}).")
+    path, parameters = parts["path"], parts["query"] or ""
     # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
-    if parts.fragment or "@" in parts.path + parts.query:
+    if parts["rest"] or "@" in path + parameters:
         raise SettingMissing(_CUT)
-    login, _, servers = parts.netloc.rpartition("@")
+    login, _, servers = parts["servers"].rpartition("@")
     user, _, password = login.partition(":")
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    tls = parts.scheme.startswith("rediss")
+    query = dict(parse_qsl(parameters, keep_blank_values=True))
+    tls = scheme.startswith("rediss")
     options: dict[str, Any] = {
         "username": unquote(user) or None,
         "password": unquote(password) or None,
         **_tls_options(query, tls),
     }
-    if parts.scheme == "unix":
-        options |= {"path": unquote(parts.path), "db": _database(query.pop("db", ""))}
+    if scheme == "unix":
+        options |= {"path": unquote(path), "db": _database(query.pop("db", ""))}
         _refuse_rest(query)
         return RedisAddress(kind, tls, f"{options['path']} database {options['db']}", (), options)
     hosts = _hosts(servers, 26379 if kind == "sentinel" else 6379)
     names = ",".join(f"{host}:{port}" for host, port in hosts)
-    options["db"] = database = _database(query.pop("db", "") or parts.path.removeprefix("/"))
+    options["db"] = database = _database(query.pop("db", "") or path.removeprefix("/"))
     if kind == "sentinel":
         service = query.pop("service", "")
         if not service:
@@ -100,17 +106,21 @@ def parse_address(url: str) -> RedisAddress:
 
 
 def _hosts(servers: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    hosts = []
-    for server in servers.split(","):
-        try:
-            parts = urlsplit(f"//{server}")
-            host, port = parts.hostname, parts.port
-        except ValueError:  # the port is no number
-            raise SettingMissing(_CUT) from None
-        if port == 0 or parts.path:
-            raise SettingMissing(_CUT)
-        hosts.append((unquote(host or "localhost"), port or default_port))
-    return tuple(hosts)
+    return tuple(_host(server, default_port) for server in servers.split(","))
+
+
+def _host(server: str, default_port: int) -> tuple[str, int]:
+    found = _SERVER.fullmatch(server)
+    if found is None:
+        raise SettingMissing(_CUT)
+    port = int(found["port"] or default_port)
+    try:
+        name = unquote(found["name"]).lower() if found["ipv6"] is None else str(IPv6Address(unquote(found["ipv6"])))
+    except ValueError:
+        raise SettingMissing(_CUT) from None
+    if not 0 < port < 65536:
+        raise SettingMissing(_CUT)
+    return name or "localhost", port
 
 
 def _database(text: str) -> int:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 from .checks import Check
 from .redis_connection import RedisConnection, RedisSettings, Script
-from .redis_session import check_format
+from .redis_session import read_opening
 from .store import SchemaOutdated, SessionStoreError, StoreUnavailable
 
 OLDEST = (7, 0)
@@ -208,7 +208,7 @@ async def _check_rights(connection: RedisConnection, settings: RedisSettings) ->
 
 async def _check_format(connection: RedisConnection, settings: RedisSettings) -> Check:
     try:
-        await check_format(connection, settings.session_key_prefix)
+        await read_opening(connection, settings.session_key_prefix)
     except SchemaOutdated as error:
         return Check("format", "fail", "The stored sessions do not fit this program.", str(error))
     return Check("format", "ok", "The stored sessions fit this program.")

@@ -15,6 +15,7 @@ from .redis_errors import DRIVER_ERRORS, translate
 from .redis_pool import NotSent
 from .redis_topology import open_topology
 from .store import SessionStoreError, SettingMissing, StoreSettings
+from .tracebacks import forgets_locals
 
 Argument = str | bytes | int
 
@@ -34,6 +35,7 @@ class RedisSettings(StoreSettings):
     """First part of every key, so that several apps can share a server."""
 
     @property
+    @forgets_locals
     def url(self) -> str:
         """The address as it was given.
 

@@ -25,6 +25,7 @@ from redis.exceptions import (
 
 from .redis_pool import PoolExhausted
 from .store import SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
+from .tracebacks import forget_locals
 
 if TYPE_CHECKING:
     from .redis_connection import RedisSettings
@@ -43,6 +44,7 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
         settings: Tells where the server is.
         sent: Whether the command had been handed to the driver.
     """
+    forget_locals(error)  # the driver's hold the password
     server = f"Redis at {settings.where}"
     while isinstance(error, RedisClusterException) and (wrapped := error.__cause__ or error.__context__):
         error = wrapped  # it says what to do

@@ -13,6 +13,7 @@ from redis.asyncio.connection import (
 )
 
 from .redis_address import RedisAddress
+from .tracebacks import forget_locals
 
 
 class Opener:
@@ -38,7 +39,8 @@ class Opener:
         connection = self._make(server)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-        except BaseException:
+        except BaseException as error:
+            forget_locals(error)  # the driver's hold the password
             await connection.disconnect(nowait=True)
             raise
         return connection

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from . import redis_index
+from .environment import from_environment
+from .opening import ConnectedStore
 from .paging import decode_cursor, encode_cursor
 from .redis_connection import Argument, RedisConnection, RedisSettings, Script
 from .redis_index import Entry
@@ -28,17 +30,16 @@ from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, REPLACE_TAIL, REW
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import (
-    COMMAND,
     Batch,
     Content,
     SchemaOutdated,
     SessionInfo,
     SessionKey,
     SessionPage,
-    SessionStore,
     StoreUnavailable,
     encode_metadata,
 )
+from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -52,7 +53,7 @@ CHUNK = 100
 """How many sessions are deleted at a time."""
 
 
-class RedisStore(SessionStore):
+class RedisStore(ConnectedStore):
     """All sessions under one key prefix, over one set of connections, which opens at the first call.
 
     Times are those of the clients: `updated_at` never goes back, and is as right as their clocks.
@@ -61,18 +62,19 @@ class RedisStore(SessionStore):
     settings: RedisSettings
 
     def __init__(self, settings: RedisSettings | None = None) -> None:
-        super().__init__(settings or RedisSettings())
+        super().__init__(settings or from_environment(RedisSettings))
         self._prefix = self.settings.session_key_prefix
         self._ttl = round((self.settings.session_ttl or 0) * 1000)
         self._connection: RedisConnection | None = None
 
+    @settles
     async def append(self, key: SessionKey, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
         await self._write(APPEND, key, [batch.id.bytes, *_optional(batch.title), *contents], lists=True)
 
     async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
         first = 0 if limit is None else -min(limit, MAX_LIMIT)
-        rows: list[str] = await self._open().call("LRANGE", keys_of(self._prefix, key).items, first, -1)
+        rows: list[str] = await (await self._ready()).call("LRANGE", keys_of(self._prefix, key).items, first, -1)
         return rows
 
     @settles
@@ -84,6 +86,7 @@ class RedisStore(SessionStore):
     async def clear(self, key: SessionKey) -> None:
         await self._write(CLEAR, key)
 
+    @settles
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         contents = [row.content for row in batch.rows]
         expected: list[Argument] = [-1] if expected_tail is None else [len(expected_tail), *expected_tail]
@@ -92,7 +95,7 @@ class RedisStore(SessionStore):
 
     async def find_session(self, key: SessionKey) -> SessionInfo | None:
         keys = keys_of(self._prefix, key)
-        return await redis_index.find(self._open(), keys.info, keys.member)
+        return await redis_index.find(await self._ready(), keys.info, keys.member)
 
     async def list_sessions(
         self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
@@ -102,10 +105,10 @@ class RedisStore(SessionStore):
         sessions: list[SessionInfo] = []
         # One more than asked for tells whether there is a next page.
         async with aclosing(
-            redis_index.entries(self._open(), index_of(self._prefix, user_id), before, limit + 1)
+            redis_index.entries(await self._ready(), index_of(self._prefix, user_id), before, limit + 1)
         ) as chunks:
             async for chunk in chunks:
-                sessions += await redis_index.infos(self._open(), self._prefix, chunk)
+                sessions += await redis_index.infos(await self._ready(), self._prefix, chunk)
                 if len(sessions) > limit:
                     break
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
@@ -116,7 +119,7 @@ class RedisStore(SessionStore):
     ) -> bool:
         encoded = None if metadata is None else encode_metadata(metadata)
         arguments = [*_optional(title), *_optional(encoded)]
-        return bool(await self._open().evaluate(UPDATE, [keys_of(self._prefix, key).info], arguments))
+        return bool(await (await self._ready()).evaluate(UPDATE, [keys_of(self._prefix, key).info], arguments))
 
     @settles
     async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
@@ -125,7 +128,7 @@ class RedisStore(SessionStore):
         ]
         arguments: list[Argument] = [*info, before.first, len(before.rows), *before.rows, *after.rows]
         keys = keys_of(self._prefix, key)
-        return bool(await self._open().evaluate(REWRITE, [keys.items, keys.info], arguments))
+        return bool(await (await self._ready()).evaluate(REWRITE, [keys.items, keys.info], arguments))
 
     @settles
     async def delete_session(self, key: SessionKey) -> bool:
@@ -141,31 +144,36 @@ class RedisStore(SessionStore):
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         arguments = [*_optional(kept), *_optional(text)]
-        now: str | None = await self._open().evaluate(CANARY, [canary_key(self._prefix)], arguments)
+        now: str | None = await (await self._ready()).evaluate(CANARY, [canary_key(self._prefix)], arguments)
         return now
 
-    async def ping(self) -> None:
-        await check_format(self._open(), self._prefix)
+    # ── Inside ──────────────────────────────────────────────────────────────
 
-    async def close(self) -> None:
-        if self.inherited:
-            return
+    async def _ready(self) -> RedisConnection:
+        """The way to the server, open."""
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            await self.open()
+        assert self._connection is not None  # noqa: S101 - it is open
+        return self._connection
+
+    async def _connect(self) -> str | None:
+        if self._connection is None:
+            self._connection = RedisConnection(self.settings)
+        return await read_opening(self._connection, self._prefix)
+
+    async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
-    # ── Inside ──────────────────────────────────────────────────────────────
-
-    def _open(self) -> RedisConnection:
-        if self._moved_to_this_loop(self._connection is not None) or self._connection is None:
-            self._connection = RedisConnection(self.settings)
-        return self._connection
+    def _forget(self) -> None:
+        self._connection = None
 
     async def _write(
         self, script: Script, key: SessionKey, arguments: Sequence[Argument] = (), *, lists: bool = False
     ) -> Any:
         """Run a script that writes to a session; `lists`: it may begin the session."""
-        connection = self._open()
+        connection = await self._ready()
         keys = keys_of(self._prefix, key)
         now = time.time_ns() // 1000
         every = (now, self._ttl, keys.member, *arguments)
@@ -191,7 +199,7 @@ class RedisStore(SessionStore):
         deleted = 0
         while limit is None or deleted < limit:
             count = CHUNK if limit is None else min(CHUNK, limit - deleted)
-            reply = await self._open().call(
+            reply = await (await self._ready()).call(
                 "ZRANGE", index, "-inf", highest, "BYSCORE", "LIMIT", 0, count, "WITHSCORES"
             )
             if not reply:
@@ -201,7 +209,7 @@ class RedisStore(SessionStore):
 
     async def _delete(self, found: Sequence[Entry], before: int = 0) -> int:
         """Delete these sessions; returns how many there were. None of the entries keeps its place in the indexes."""
-        connection = self._open()
+        connection = await self._ready()
         every = [keys_of(self._prefix, session_of(entry.member)) for entry in found]
         indexes = slice(3, 3 if connection.clustered else 5)
         outcomes = await redis_index.together(
@@ -223,24 +231,26 @@ class RedisStore(SessionStore):
         return Entry(microseconds(updated_at), keys_of(self._prefix, SessionKey(user_id, session_id)).member)
 
 
-async def check_format(connection: RedisConnection, prefix: str) -> None:
-    """Compare the format of what is stored with this program; what has none yet gets ours.
+async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
+    """The canary; the format of what is stored is compared with this program, and what has none yet gets ours.
 
     Raises:
         SchemaOutdated: It is newer.
     """
     key = f"{prefix}:format"
+    stored, canary = await connection.call_all([("GET", key), ("GET", canary_key(prefix))])
     # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
-    stored = await connection.call("GET", key) or await connection.call("SET", key, FORMAT, "NX", "GET")
+    stored = stored or await connection.call("SET", key, FORMAT, "NX", "GET")
     if stored is not None and int(stored) > FORMAT:
         raise SchemaOutdated(
             f"The sessions under {prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
-            f"Deploy the current version of {COMMAND}."
+            "Deploy the current version of this app."
         )
+    return None if canary is None else str(canary)
 
 
 class RedisSession(SharedStoreSession):
-    """A session that needs no store of its own: all with the same address share one per event loop.
+    """A session that needs no store of its own: all with the same settings share one per event loop.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
@@ -254,6 +264,7 @@ class RedisSession(SharedStoreSession):
         InvalidSessionId: See `SessionKey.check`.
     """
 
+    @forgets_locals
     def __init__(
         self,
         session_id: str,
@@ -263,11 +274,12 @@ class RedisSession(SharedStoreSession):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: RedisSettings | None = None,
     ) -> None:
-        settings = settings or RedisSettings()
+        settings = settings or from_environment(RedisSettings)
         if redis_url is not None:
             settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
-        address = (settings.url, settings.session_key_prefix)
-        super().__init__(address, lambda: RedisStore(settings), SessionKey(user_id, session_id), session_settings)
+        _ = settings.url  # which raises what is wrong with it
+        key = SessionKey(user_id, session_id)
+        super().__init__(settings, lambda: RedisStore(settings), key, session_settings)
 
 
 def _optional(text: str | None) -> tuple[str, str]:

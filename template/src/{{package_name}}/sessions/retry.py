@@ -6,58 +6,131 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import wraps
 from time import monotonic
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from .store import StoreUnavailable
 
+if TYPE_CHECKING:
+    from .store import SessionStore
+
 logger = logging.getLogger(__name__)
+S = TypeVar("S", bound="SessionStore")
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-async def retried(operation: Callable[[], Awaitable[T]], seconds: float, *, repeatable: bool = True) -> T:
+async def retried(
+    operation: Callable[[], Awaitable[T]], seconds: float, *, repeatable: bool = True, settle: float | None = None
+) -> T:
     """Call `operation`, and again while it raises `StoreUnavailable`, for `seconds` after the first failure at most.
 
     An operation that is not repeatable is repeated only if it certainly was not carried out.
+
+    Args:
+        settle: For a repeatable change whose caller is cancelled: how many seconds it may take to finish it. It is sent
+            once more, which is idempotent and gives a definite answer. None: it is left as it is.
     """
-    pause, deadline = 0.0, None
+    problem: StoreUnavailable | None = None
+    attempts, pause, deadline = 0, 0.0, 0.0
+    uncertain = False
     while True:
+        started = monotonic()
+        attempts += 1
         try:
-            return await operation()
-        except StoreUnavailable as problem:
-            now = monotonic()
-            deadline = deadline or now + seconds
-            if now >= deadline or (problem.maybe_applied and not repeatable):
+            if problem is None:
+                return await operation()
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - started):
+                result = await operation()
+            logger.warning("The store answers again, at attempt %d.", attempts)
+            return result
+        except StoreUnavailable as error:
+            uncertain = uncertain or error.maybe_applied
+            error.maybe_applied = uncertain
+            if problem is None:
+                deadline = monotonic() + seconds
+            first, problem = problem is None, error
+        except TimeoutError:  # of this loop's own making: a store raises StoreUnavailable
+            if problem is None:
                 raise
-            logger.warning("%s Trying again.", problem)
-        # At once the first time (an idle connection was cut), then slower, and not all clients together.
-        await asyncio.sleep(min(pause * random.uniform(0.5, 1), deadline - now))  # noqa: S311 - no secret
+            first, uncertain = False, True
+        except asyncio.CancelledError:
+            # A store may have taken time of its own to settle, at most since the attempt began.
+            await _send_once_more(operation, settle, monotonic() - started)
+            raise
+        now = monotonic()
+        if now >= deadline or (uncertain and not repeatable):
+            if not first:
+                logger.warning("Gave up after %d attempts in %.1f s.", attempts, now - deadline + seconds)
+            problem.maybe_applied = uncertain
+            raise problem
+        if first:
+            logger.warning("%s Trying again for %g s.", problem, seconds)
+        try:
+            # At once the first time (an idle connection was cut), then slower, and not all clients together.
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1), deadline - now))  # noqa: S311 - no secret
+        except asyncio.CancelledError:
+            if uncertain:
+                await _send_once_more(operation, settle)
+            raise
         pause = min(max(pause * 2, 0.05), 1.0)
 
 
-async def settled(change: Awaitable[T]) -> T:
-    """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on."""
+async def _send_once_more(operation: Callable[[], Awaitable[Any]], settle: float | None, spent: float = 0.0) -> None:
+    if settle is not None and spent < settle:
+        await _finish(asyncio.ensure_future(operation()), settle - spent)
+
+
+async def settled(change: Awaitable[T], seconds: float) -> T:
+    """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on.
+
+    Args:
+        change: What must not be left half done.
+        seconds: How long it may take after the cancellation. Then it is cancelled as well, and not waited for.
+    """
     task = asyncio.ensure_future(change)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled() and task.exception() is not None:
-            logger.warning("A cancelled call failed: %s", task.exception())
-        raise cancelled
-    return task.result()
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await _finish(task, seconds)
+        raise
 
 
-def settles(change: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """For a method of a store: it is finished before a cancellation goes on, so that nothing happens later."""
+async def _finish(task: asyncio.Future[Any], seconds: float) -> None:
+    """For a caller who is cancelled already: wait for the task, but no longer than this. Raises nothing."""
+    deadline = monotonic() + seconds
+    while not task.done() and (left := deadline - monotonic()) > 0:
+        with suppress(asyncio.CancelledError):  # being cancelled once is enough
+            await asyncio.wait({task}, timeout=left)
+    if not task.done():
+        logger.warning("The outcome of a cancelled call is not known after %g s.", seconds)
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio complains of it
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("A cancelled call failed: %s", error)
+
+
+def settles(
+    change: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """For a method of a store: it is finished before a cancellation goes on, so that nothing happens later.
+
+    It takes `SESSION_SETTLE_SECONDS` at most.
+    """
 
     @wraps(change)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await settled(change(*args, **kwargs))
+    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await settled(change(self, *args, **kwargs), self.settings.session_settle_seconds)
 
     return call
+
+
+def cancellations() -> int:
+    """How often the running task was asked to stop so far; more than before a call means that the call was cancelled.
+
+    A driver may swallow a cancellation, or make another error of it.
+    """
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

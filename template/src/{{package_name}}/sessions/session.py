@@ -8,15 +8,15 @@ Usage::
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of
-from .compaction import compaction_snapshot
-from .retry import retried, settled
-from .store import Batch, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner
+from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of, try_decode
+from .compaction import compaction_snapshot, replace_history
+from .damage import report_damage
+from .retry import retried
+from .store import Batch, InvalidSessionId, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner, id_text
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
+"""What a subclass may override to change what goes in and what comes out."""
+
 
 class StoredSession:
     """One conversation of one user. Cheap to make, holds no connection, needs no closing.
@@ -34,7 +37,10 @@ class StoredSession:
     Args:
         make_store: Gives the store where the items are.
         key: Whose conversation, and which.
-        session_settings: Default limit for reads; an object or a dict.
+        session_settings: Default limit for reads; an object or a dict. May be assigned later as well.
+
+    Raises:
+        TypeError: The SDK refuses these settings.
 
     Every method may raise what `SessionStore` raises, and `WrongOwner`.
     """
@@ -47,14 +53,27 @@ class StoredSession:
     ) -> None:
         self._make_store = make_store
         self.key = key.check()
-        self.session_id = key.session_id
-        self.user_id = key.user_id
-        if isinstance(session_settings, dict):
-            # The Runner reads attributes of it, so a dict would fail there. Imported late: the SDK takes a second.
-            from agents.memory import SessionSettings
+        self.session_id = self.key.session_id
+        self.user_id = self.key.user_id
+        self._settings: SessionSettings | None = None
+        self.session_settings = session_settings
 
-            session_settings = SessionSettings(**session_settings)
-        self.session_settings: SessionSettings | None = session_settings
+    @property
+    def session_settings(self) -> SessionSettings | None:
+        """How reads are limited by default. Never None; the SDK's own protocol says that it may be."""
+        if self._settings is None:
+            from agents.memory import SessionSettings  # imported late: the SDK takes a second
+
+            self._settings = SessionSettings()
+        return self._settings
+
+    @session_settings.setter
+    def session_settings(self, settings: SessionSettings | dict[str, Any] | None) -> None:
+        if settings is not None:
+            from agents.memory.session_settings import coerce_session_settings
+
+            settings = coerce_session_settings(settings)
+        self._settings = settings
 
     @property
     def store(self) -> SessionStore:
@@ -73,8 +92,8 @@ class StoredSession:
             wrapper: The run that asks. If its context carries a `user_id`, it must be this session's.
         """
         self._check_owner(wrapper)
-        if limit is None and self.session_settings is not None:
-            limit = self.session_settings.limit
+        if limit is None and self._settings is not None:
+            limit = self._settings.limit
         if limit is None:
             return self._readable(await self.tail(None))
         if limit <= 0:
@@ -116,17 +135,34 @@ class StoredSession:
     # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
-        batch = self._batch(items)
-        return await self._changed(lambda: self.store.replace_tail(self.key, None, batch))
+        return not self._overridden() and await replace_history(self, items)
 
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Callable[[TResponseInputItem], bool] | None = None
     ) -> _CompactionSnapshot | None:
-        return await compaction_snapshot(self, limit, prune_prefix)
+        return None if self._overridden() else await compaction_snapshot(self, limit, prune_prefix)
 
-    async def replace_tail(self, expected_tail: Sequence[str], items: list[TResponseInputItem]) -> bool:
-        """Put `items` in the place of the newest rows, if their texts still are `expected_tail`; False if not."""
-        return await self._replaced(expected_tail, self._batch(items))
+    def _overridden(self) -> bool:
+        """Whether a subclass changes what goes in or comes out, and compaction must not go past it."""
+        return any(
+            name in vars(self) or getattr(type(self), name) is not getattr(StoredSession, name) for name in _METHODS
+        )
+
+    async def replace_tail(
+        self, expected_tail: Sequence[str] | None, items: list[TResponseInputItem], after: Sequence[Row] = ()
+    ) -> bool:
+        """Put `after` and `items` in the place of the newest rows, if their texts still are `expected_tail`.
+
+        Args:
+            expected_tail: Oldest first; None: all rows, whatever they are.
+            items: What stands there then.
+            after: Rows that come before the items, as they are.
+
+        Returns:
+            False if somebody wrote in between: then nothing was changed.
+        """
+        batch = self._batch(items)
+        return await self._replaced(expected_tail, batch._replace(rows=[*after, *batch.rows]))
 
     async def tail(self, limit: int | None) -> list[str]:
         """The newest `limit` rows as stored text, oldest first."""
@@ -151,14 +187,13 @@ class StoredSession:
             return decode_items(rows)
         except UnreadableItem:
             pass
-        items = []
+        items, damaged = [], {}
         for age, row in enumerate(reversed(rows), 1):
             try:
                 items.append(decode_item(row))
             except UnreadableItem as problem:
-                logger.warning(
-                    "Skipped an unreadable row (%s): number %d from the newest of %r", problem, age, self.key
-                )
+                damaged[age] = (row, str(problem))
+        report_damage(self.store, self.key, damaged)
         return items[::-1]
 
     async def _pop(self) -> TResponseInputItem | None:
@@ -170,44 +205,47 @@ class StoredSession:
         except UnreadableItem:
             # Rare, so it may cost more: put the row back and take the newest readable one out from under it.
             batch = Batch.of([Row(text)])
-            await settled(self._retried(lambda: self.store.append(self.key, batch)))
+            await self._changed(lambda: self.store.append(self.key, batch))
         return await self._pop_readable()
 
     async def _pop_readable(self) -> TResponseInputItem | None:
         asked = 8
         while True:
             rows = await self.tail(asked)
-            readable = (index for index in reversed(range(len(rows))) if self._readable([rows[index]]))
-            if (index := next(readable, None)) is None:
+            if not self._readable(rows):
                 if len(rows) < asked:
                     return None
                 asked *= 2
-            elif await self._replaced(rows[index:], Batch.of([Row(row) for row in rows[index + 1 :]])):
+                continue
+            index = max(index for index, row in enumerate(rows) if try_decode(row) is not None)
+            if await self._replaced(rows[index:], Batch.of([Row(row) for row in rows[index + 1 :]])):
                 return decode_item(rows[index])
 
-    async def _replaced(self, expected_tail: Sequence[str], batch: Batch) -> bool:
+    async def _replaced(self, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         return await self._changed(lambda: self.store.replace_tail(self.key, expected_tail, batch))
 
     def _check_owner(self, wrapper: RunContextWrapper[Any] | None) -> None:
         context = wrapper.context if wrapper is not None else None
         owner = context.get("user_id") if isinstance(context, dict) else getattr(context, "user_id", None)
-        if owner is not None and owner != self.user_id:
+        if owner is not None and _as_text(owner) != self.user_id:
             raise WrongOwner(
                 "This run belongs to another user than its session. "
                 "Make the session with the user_id that the run's context carries."
             )
 
     async def _changed(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled.
-
-        A cancelled call may have been carried out or not. Repeating it is harmless, and tells.
-        """
-        try:
-            return await self._retried(operation)
-        except asyncio.CancelledError:
-            await settled(self._retried(operation))
-            raise
+        """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled."""
+        settings = self.store.settings
+        return await retried(operation, settings.session_retry_seconds, settle=settings.session_settle_seconds)
 
     async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""
         return await retried(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
+
+
+def _as_text(owner: object) -> str:
+    """The user of a run, in whatever type the app has its ids."""
+    try:
+        return id_text("user_id", owner)
+    except InvalidSessionId:
+        return str(owner)

@@ -5,18 +5,16 @@ A backend implements `SessionStore` and knows nothing of items, JSON or the SDK;
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
-from weakref import WeakSet
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,7 +27,25 @@ if TYPE_CHECKING:
     from .session import StoredSession
 
 COMMAND = __name__.partition(".")[0].replace("_", "-")
-"""The command line of this project, for messages that say what to run."""
+"""The command line of this project."""
+
+
+def how_to(command: str, otherwise: str) -> str:
+    """What a message says to do: run a command of this project, or `otherwise` where the commands did not come along.
+
+    Args:
+        command: Behind the name of the program, such as "db upgrade".
+        otherwise: The same for a codebase that has `sessions/` alone; `{package}` is what it is called there.
+    """
+    package = __package__ or ""
+    above = package.rpartition(".")[0]
+    if above and all(find_spec(f"{above}.{module}") for module in ("cli", "conversation")):
+        return f"Run `{COMMAND} {command}`"
+    return otherwise.format(package=package)
+
+
+Id = str | int | UUID
+"""What an app may have as the id of a user or a session. Stored and compared as text."""
 
 MAX_ID_BYTES = 1000
 """Longest session id or user id in bytes of UTF-8. Both must fit into one index entry of an SQL database (2,704)."""
@@ -95,21 +111,40 @@ class SessionKey(NamedTuple):
     session_id: str
 
     def check(self) -> SessionKey:
-        """Return this key.
+        """This key with both ids as plain text.
 
         Raises:
-            InvalidSessionId: An id is no text, too long, empty (the session's), or holds NUL or half a surrogate pair.
+            InvalidSessionId: An id is of another type than `Id`, too long, empty (the session's), or holds NUL or half
+                a surrogate pair.
         """
-        for name, value in zip(("user_id", "session_id"), self, strict=True):
-            if not isinstance(value, str):
-                raise InvalidSessionId(f"{name} must be a str, not {type(value).__name__}.")
+        key = SessionKey(id_text("user_id", self.user_id), id_text("session_id", self.session_id))
+        for name, value in zip(("user_id", "session_id"), key, strict=True):
             if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
                 raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
             if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
                 raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
-        if not self.session_id:
+        if not key.session_id:
             raise InvalidSessionId("session_id is empty. Give every conversation an id of its own.")
-        return self
+        return key
+
+
+def id_text(name: str, value: object) -> str:
+    """The text that stands for an id: 42 and "42" are the same user.
+
+    Args:
+        name: Of the argument, for the message.
+        value: An `Id`.
+
+    Raises:
+        InvalidSessionId: `value` is of another type than `Id`; True and False are not ids either.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)  # also what a member of an enumeration of texts stands for
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    if isinstance(value, UUID):
+        return str(value)
+    raise InvalidSessionId(f"{name} must be a str, an int or a UUID, not {type(value).__name__}.")
 
 
 class Row(NamedTuple):
@@ -147,6 +182,19 @@ class SessionInfo:
     created_at: datetime
     updated_at: datetime
     metadata: Mapping[str, Any]
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """From a row of SQL as JSON. Read by name, so that a column of a newer release does not break this one."""
+        return cls(
+            user_id=row["user_id"],
+            session_id=row["session_id"],
+            title=row["title"],
+            item_count=row["item_count"],
+            created_at=datetime.fromisoformat(row["created_at"]),
+            updated_at=datetime.fromisoformat(row["updated_at"]),
+            metadata=row["metadata"],
+        )
 
 
 MAX_METADATA_DEPTH = 100
@@ -196,6 +244,32 @@ class StoreSettings(BaseSettings):
     """Largest item in bytes of UTF-8. An image inlined as base64 counts in full."""
     session_retry_seconds: float = Field(default=10.0, ge=0)
     """How long a lost connection is retried before the error reaches the caller."""
+    session_settle_seconds: float = Field(default=5.0, gt=0)
+    """How long a call that was cancelled or timed out may take to find out, or undo, what the server made of it."""
+
+
+Admit = Callable[[str | None], Awaitable[None]]
+"""Takes the canary of a store that is being opened, and raises if this program must not use what is stored.
+It may call the store: its calls pass before the store is open."""
+
+
+async def refuse_encrypted(canary: str | None) -> None:
+    """What a program without encryption admits.
+
+    Raises:
+        WrongKey: What is stored is encrypted.
+    """
+    if canary is not None:
+        decrypt = how_to("sessions reencrypt --decrypt", "Run `sessions reencrypt --decrypt`")
+        raise WrongKey(
+            f"The stored sessions are encrypted with key {key_of(canary)}, and this project was made without "
+            "encryption. Turn it on again (`uvx copier update --data encryption=true`). To go without: "
+            f"{decrypt} in a project that has it."
+        )
+
+
+async def admit_all(canary: str | None) -> None:
+    """For who reads and writes what is stored as it is, whether it is encrypted or not."""
 
 
 class SessionStore(ABC):
@@ -203,18 +277,19 @@ class SessionStore(ABC):
 
     Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
     All but `pop` may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is finished or
-    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way).
+    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If the server
+    does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._admit: Admit = refuse_encrypted
 
     def session(
         self,
-        session_id: str,
+        session_id: Id,
         *,
-        user_id: str = "",
+        user_id: Id = "",
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> StoredSession:
         """A view on one session; no I/O, nothing to close.
@@ -224,7 +299,8 @@ class SessionStore(ABC):
         """
         from .session import StoredSession  # the session builds on the store, so it is imported late
 
-        return StoredSession(lambda: self, SessionKey(self.owner(user_id), session_id), session_settings)
+        key = SessionKey(self.owner(id_text("user_id", user_id)), id_text("session_id", session_id))
+        return StoredSession(lambda: self, key, session_settings)
 
     def owner(self, user_id: str) -> str:
         """Whose session it is when a session of `user_id` is asked for. A store that serves one user alone knows."""
@@ -322,56 +398,40 @@ class SessionStore(ABC):
     async def ping(self) -> None:
         """Return if the server answers and its schema fits; raise what is wrong otherwise."""
 
-    async def check_key(self) -> None:
-        """Return if this program can read what is stored.
-
-        Raises:
-            WrongKey: It is encrypted.
-        """
-        if (kept := await self.canary()) is not None:
-            raise WrongKey(
-                f"The stored sessions are encrypted with key {key_of(kept)}, and this project was made without "
-                "encryption. Turn it on again (`uvx copier update --data encryption=true`); to go without, first run "
-                f"`{COMMAND} sessions reencrypt --decrypt` there."
-            )
-
     @abstractmethod
     async def close(self) -> None:
         """Give back every connection. A closed store opens again when it is used."""
 
-    def _moved_to_this_loop(self, opened: bool) -> bool:
-        """Whether another event loop runs than at the last call, so that what was opened there is of no use here.
+    async def open(self, *, again: bool = False) -> None:
+        """Connect, check that the schema fits and that this program may read and write what is stored.
+
+        `ConnectedStore`, which all backends are, does it with one question to the server at the first call of any
+        method, so that nothing is read or written by a program that does not fit.
 
         Args:
-            opened: Whether there is anything.
+            again: Also ask if this store is open.
 
         Raises:
-            SessionStoreError: The other loop still uses it, or the parent of this process.
+            WrongKey: What is stored is encrypted, and not with a key of this program.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return False
-        if opened and self.inherited:
-            raise SessionStoreError(INHERITED)
-        if opened and self._loop is not None and not self._loop.is_closed():
-            raise SessionStoreError("This store is in use on another event loop. Open one store for each loop.")
-        self._loop = loop
-        _used.add(self)
-        _inherited.discard(self)
-        return True
+        await self.ping()
+        await self._admit(await self.canary())
+
+    def guard(self, admit: Admit) -> None:
+        """Let `admit` decide at each opening from now on. By default, an encrypted database is refused."""
+        self._admit = admit
 
     @property
     def inherited(self) -> bool:
         """Whether the parent of this process, from which it was forked, opened it."""
-        return self in _inherited
+        return False
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> Self:
         try:
-            await self.ping()
-            await self.check_key()
+            await self.open()
         except BaseException:
             await self.close()
             raise
@@ -381,26 +441,3 @@ class SessionStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-INHERITED = (
-    "This was opened before the process forked, and its connections belong to the parent. "
-    "In the child make a new store or session, on a new event loop (asyncio.run)."
-)
-"""What a child is told that uses a store or session of its parent."""
-
-_used: WeakSet[SessionStore] = WeakSet()
-_inherited: set[SessionStore] = set()
-"""Kept for ever: were they collected, their connections would be closed, and the parent would not hear of its own any
-more, because both processes have the same selector."""
-
-
-def _disown() -> None:
-    for store in _used:
-        if store._loop is not None and not store._loop.is_closed():
-            _inherited.add(store)
-            store._loop = None  # no loop is this one's, so the next call asks `_moved_to_this_loop`
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_disown)

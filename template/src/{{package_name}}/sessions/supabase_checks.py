@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .checks import Check
 from .postgres_connection import SCHEMA_VERSION
 from .postgres_schema import Migration, check_migrations
-from .store import COMMAND, SchemaOutdated, SessionStoreError
+from .store import SchemaOutdated, SessionStoreError, how_to
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
 from .supabase_history import SUPABASE_HISTORY
 
@@ -32,6 +32,7 @@ _KEYS = {
     ),
 }
 
+_HOW_TO_MAKE_ONE = how_to("db server-key", "Use {package}.supabase_server_key") + " to make one"
 _SOUND = (
     "Row-level security is on for all tables of this app; its policies and triggers keep others out, also where "
     "policies were added; nothing is granted to anon, and no view shows the tables with the rights of its owner. "
@@ -53,7 +54,7 @@ async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migrat
     try:
         begin = perf_counter()
         try:
-            await caller.check_schema()
+            await caller.open("")
         except SchemaOutdated as error:
             yield Check("connection", "ok", f"{settings.where} answers.")
             yield Check("schema", "fail", "The schema does not fit this program.", str(error))
@@ -95,21 +96,21 @@ async def _check_server_key(settings: SupabaseSettings, caller: Caller) -> Check
         what = "SUPABASE_SERVER_KEY is not set"
         if settings.rights == "secret":
             return Check("server key", "ok", f"{what}; only changes with the access tokens of users need it.")
-        todo = f"`{COMMAND} db server-key` makes one."
+        todo = f"{_HOW_TO_MAKE_ONE}."
         return Check("server key", "warn", f"{what}: signed-in users can read, and change nothing.", todo)
     if await caller.call("agent_session_is_server", {}):
         return Check("server key", "ok", "The database knows the key in SUPABASE_SERVER_KEY.")
-    todo = f"`{COMMAND} db server-key` makes one that it knows; `--list` shows those that it knows."
+    todo = f"{_HOW_TO_MAKE_ONE} that it knows; `--list` shows those that it knows."
     return Check("server key", "fail", "The database does not know the key in SUPABASE_SERVER_KEY.", todo)
 
 
 async def _check_migrations(settings: SupabaseSettings, migrations: Sequence[Migration]) -> Check:
     fits = f"The schema fits this program ({SCHEMA_VERSION})"
     if settings.supabase_db_url is None:
-        return Check("schema", "ok", f"{fits}. (SUPABASE_DB_URL is not set; only `{COMMAND} db upgrade` needs it.)")
+        return Check("schema", "ok", f"{fits}. (SUPABASE_DB_URL is not set; only applying migrations needs it.)")
     try:
         # What the folder does not know may well be another app's: a project has one history for all.
         harmless = ("applied", "unknown")
         return await check_migrations(settings.database, migrations, fits, history=SUPABASE_HISTORY, harmless=harmless)
     except SessionStoreError as error:
-        return Check("schema", "warn", f"{fits}, but `{COMMAND} db upgrade` would not work.", str(error))
+        return Check("schema", "warn", f"{fits}, but migrations could not be applied.", str(error))

@@ -6,7 +6,7 @@ The client is ours alone, and `.auth` is never used on it: an auth event would c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -17,10 +17,12 @@ import httpx
 from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions
 
-from .postgres_connection import check_version
+from .environment import Hidden
+from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
 from .supabase_connection import SupabaseSettings
 from .supabase_errors import Refusal, refuse, translate
+from .tracebacks import forget_locals
 
 T = TypeVar("T")
 
@@ -37,7 +39,7 @@ caller is gone, so one that was given up ends by itself."""
 CONNECT_SHARE = 0.9
 """Of the time of a call: what is given up earlier than the call itself certainly was not sent."""
 
-VERSION_FUNCTION = "agent_session_schema_version"
+OPENING_FUNCTION = "agent_session_open"
 SCHEMA_PAUSES = (0.1, 0.2, 0.4, 0.8)
 """Seconds between questions for functions that are not there yet."""
 
@@ -50,8 +52,6 @@ class Project:
     http: httpx.AsyncClient
     turns: asyncio.Semaphore
     """As many as there may be connections."""
-    schema_fits: bool = False
-    """Whether the schema was seen to fit this program; asked once for all users."""
     callers: WeakSet[Caller] = field(default_factory=WeakSet)
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -128,23 +128,26 @@ class Project:
         await self.http.aclose()
 
 
-_projects: dict[tuple[asyncio.AbstractEventLoop, Hashable], Project] = {}
+_projects: dict[tuple[asyncio.AbstractEventLoop, Hidden], Project] = {}
 
 
 class Caller:
     """Calls functions as one user: the one of an access token, or the role of the key. Belongs to one event loop."""
 
     def __init__(self, settings: SupabaseSettings, access_token: SecretStr | None) -> None:
+        server_key = settings.server_key  # may raise: before anything is made
         self._settings = settings
         self._signed_in = access_token is not None
         pool = (settings.supabase_timeout_seconds, settings.supabase_pool_max)
-        self._place = (asyncio.get_running_loop(), (settings.url, settings.key, *pool))
-        for place in [place for place in _projects if place[0].is_closed()]:
-            del _projects[place]  # its connections died with its loop
+        self._place = (asyncio.get_running_loop(), Hidden((settings.url, settings.key, *pool)))
+        for place in list(_projects):
+            if place[0].is_closed():
+                _projects.pop(place, None)  # its connections died with its loop; another thread may have seen it too
         if (project := _projects.get(self._place)) is None:
             try:
                 project = _projects[self._place] = Project.connect(settings)
             except (ValueError, httpx.InvalidURL) as error:
+                forget_locals(error)
                 raise translate(httpx.InvalidURL(""), settings, signed_in=self._signed_in) from error
         self._project = project
         project.callers.add(self)
@@ -152,58 +155,50 @@ class Caller:
         self._api = project.client.schema("public")
         if access_token is not None:
             self._api.auth(access_token.get_secret_value())
-        if settings.server_key is not None:
-            self._api.headers[KEY_HEADER] = settings.server_key
+        if server_key is not None:
+            self._api.headers[KEY_HEADER] = server_key
         wait = min(settings.session_settle_seconds, settings.supabase_timeout_seconds)
         self._api.headers[WAIT_HEADER] = str(max(1, min(round(wait * 1000), 999_999)))
-
-    def deadline(self) -> float:
-        """When a call ends that begins now, in the time of the event loop."""
-        return asyncio.get_running_loop().time() + self._settings.supabase_timeout_seconds
 
     async def call(self, function: str, arguments: dict[str, Any], deadline: float | None = None) -> Any:
         """The value that the function returns, in one round trip.
 
         Args:
             function, arguments: What to call.
-            deadline: From `deadline()`, of a call that this one is a part of.
+            deadline: Until when to wait, in the time of the event loop; None: as long as one call may take.
 
         Raises:
             SessionStoreError: The message says what is wrong and what to do.
         """
+        if deadline is None:
+            deadline = deadline_of(self._settings)
         try:
-            request = self._api.rpc(function, arguments).execute
-            answer = await self._project.completed(request, self.deadline() if deadline is None else deadline)
+            answer = await self._project.completed(self._api.rpc(function, arguments).execute, deadline)
             return answer.data
         except Refusal as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error
 
-    @property
-    def schema_fits(self) -> bool:
-        """Whether one of the project's callers has seen that it does."""
-        return self._project.schema_fits
-
-    async def check_schema(self, deadline: float | None = None) -> None:
-        """Ask for the version of the schema.
+    async def open(self, user_id: str) -> str | None:
+        """The canary of a user, if the schema fits.
 
         Raises:
-            SchemaOutdated: See `check_version`.
+            SchemaOutdated: It does not, or is not there.
         """
-        versions = await self._version(self.deadline() if deadline is None else deadline)
-        if not (isinstance(versions, list) and [type(version) for version in versions] == [int, int]):
+        answer = await self._opening(user_id)
+        if not (isinstance(answer, list) and len(answer) == 3):
             raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
-        check_version(versions)
-        self._project.schema_fits = True
+        return read_opening(answer)
 
-    async def _version(self, deadline: float) -> Any:
+    async def _opening(self, user_id: str) -> Any:
         # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
+        arguments, deadline = {"p_user_id": user_id}, deadline_of(self._settings)
         for pause in SCHEMA_PAUSES:
             with suppress(SchemaOutdated):
-                return await self.call(VERSION_FUNCTION, {}, deadline)
+                return await self.call(OPENING_FUNCTION, arguments, deadline)
             await asyncio.sleep(pause)
-        return await self.call(VERSION_FUNCTION, {}, deadline)
+        return await self.call(OPENING_FUNCTION, arguments, deadline)
 
     async def close(self) -> None:
         """Give up this caller's share; the last one closes the connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from base64 import urlsafe_b64decode
@@ -11,7 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, SecretStr
 
 from .postgres_connection import PostgresSettings
-from .store import COMMAND, SettingMissing, StoreSettings
+from .store import SettingMissing, StoreSettings, how_to
+from .tracebacks import forgets_locals
 
 WHERE_KEYS_ARE = "Project settings → API keys; for a local stack, `supabase status` prints them"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -31,22 +33,22 @@ class DatabaseSettings(PostgresSettings):
 class SupabaseSettings(StoreSettings):
     """Which project, with which key, and how hard it may be used."""
 
-    supabase_url: str | None = None
-    """https://<project>.supabase.co, or http://127.0.0.1:54321 for a local stack."""
+    supabase_url: str | None = Field(default=None, repr=False)
+    """https://<project>.supabase.co, or http://127.0.0.1:54321 for a local stack. Not shown: by mistake it may be the
+    address of the database, with its password."""
     supabase_key: SecretStr | None = None
     """On a server the secret key (sb_secret_…, or the older service_role); elsewhere the publishable one."""
     supabase_server_key: SecretStr | None = None
     """Allows changes in the name of signed-in users (`db server-key` makes one); a secret key needs none."""
     supabase_timeout_seconds: float = Field(default=30.0, gt=0)
     """Of one call: waiting for a free connection, connecting and the answer, together."""
-    session_settle_seconds: float = Field(default=5.0, gt=0)
-    """How long a cancelled change may take until its outcome is known; a change waits no longer for other writers."""
     supabase_pool_max: int = Field(default=20, ge=1)
     """Connections per process, at most. Calls beyond it wait."""
     supabase_db_url: SecretStr | None = None
     """The database itself, postgresql://…; needed for `db upgrade` only."""
 
     @property
+    @forgets_locals
     def url(self) -> str:
         """The project's address, without /rest/v1 and without a slash at the end.
 
@@ -73,6 +75,7 @@ class SupabaseSettings(StoreSettings):
         return urlunsplit((url.scheme, url.netloc, path, "", ""))
 
     @property
+    @forgets_locals
     def key(self) -> str:
         """The key as it is sent.
 
@@ -94,6 +97,7 @@ class SupabaseSettings(StoreSettings):
         return key
 
     @property
+    @forgets_locals
     def server_key(self) -> str | None:
         """The server's key as it is sent, if there is one.
 
@@ -104,9 +108,8 @@ class SupabaseSettings(StoreSettings):
             return None
         key = self.supabase_server_key.get_secret_value().strip()
         if not re.fullmatch(SERVER_KEY, key):
-            raise SettingMissing(
-                f"SUPABASE_SERVER_KEY is not a key that `{COMMAND} db server-key` made. Copy it again, or make one."
-            )
+            todo = how_to("db server-key", "Call `new_server_key()` from {package}.supabase_server_key")
+            raise SettingMissing(f"SUPABASE_SERVER_KEY is not a server key. Copy it again. {todo} to make one.")
         return key
 
     @property
@@ -133,6 +136,11 @@ class SupabaseSettings(StoreSettings):
     def is_local(self) -> bool:
         """Whether nobody else can listen on the way."""
         return urlsplit(self.url).hostname in LOCAL_HOSTS
+
+
+def deadline_of(settings: SupabaseSettings) -> float:
+    """When a call ends that begins now, in the time of the running event loop."""
+    return asyncio.get_running_loop().time() + settings.supabase_timeout_seconds
 
 
 def subject_of(access_token: str) -> str:

@@ -7,7 +7,6 @@ from contextlib import suppress
 import httpx
 
 from .store import (
-    COMMAND,
     ItemTooLarge,
     SchemaOutdated,
     SessionStoreError,
@@ -15,8 +14,10 @@ from .store import (
     StoreRefused,
     StoreUnavailable,
     WrongOwner,
+    how_to,
 )
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
+from .tracebacks import forget_locals
 
 CONNECTION_FAILURE = "08006"
 SIZE_POLICY = "agent_sessions_size"
@@ -33,6 +34,15 @@ class Refusal(Exception):
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(f"HTTP {status} {code}".strip())
         self.status, self.code, self.message = status, code, message
+
+
+def how_to_upgrade() -> str:
+    """What a message says to do about a project without our schema."""
+    return how_to(
+        "db upgrade",
+        "Apply the SQL files of supabase/migrations/: `supabase db push`, or `upgrade(settings.database, "
+        "read_migrations(folder), SUPABASE_HISTORY)` from {package}.postgres_schema and {package}.supabase_history",
+    )
 
 
 async def refuse(response: httpx.Response) -> None:
@@ -65,6 +75,7 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
         settings: Tells where the project is, and what kind of key is used.
         signed_in: Whether the call was made with the access token of a user.
     """
+    forget_locals(error)  # those of httpx hold keys and tokens
     server = f"Supabase at {settings.where}"
     if isinstance(error, Refusal):
         return (
@@ -85,10 +96,7 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
             reason = str(error) or type(error).__name__
             return StoreUnavailable(f"Cannot reach {server}: {reason}. Is it up, and SUPABASE_URL right?")
         case httpx.TimeoutException():
-            return StoreUnavailable(
-                f"{server} did not answer within {settings.supabase_timeout_seconds:g} s (SUPABASE_TIMEOUT_SECONDS).",
-                maybe_applied=True,
-            )
+            return timed_out(settings, maybe_applied=True)
         case httpx.HTTPError():
             return StoreUnavailable(
                 f"The connection to {server} was lost ({type(error).__name__}).", maybe_applied=True
@@ -99,14 +107,19 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
     return SessionStoreError(f"{server}: a title or metadata holds what JSON cannot carry ({type(error).__name__}).")
 
 
+def timed_out(settings: SupabaseSettings, *, maybe_applied: bool = False) -> StoreUnavailable:
+    seconds = f"{settings.supabase_timeout_seconds:g} s (SUPABASE_TIMEOUT_SECONDS)"
+    return StoreUnavailable(f"Supabase at {settings.where} did not answer within {seconds}.", maybe_applied=maybe_applied)
+
+
 def _from_database(error: Refusal, server: str) -> SessionStoreError | None:
     """Codes: https://docs.postgrest.org/en/latest/references/errors.html and PostgreSQL's own."""
     code, problem = error.code, error.message
     match code[:2], code:
         case (_, "PGRST202" | "PGRST203" | "PGRST204" | "PGRST205" | "42883" | "42P01"):
             return SchemaOutdated(
-                f"{server} has no functions of this app, or has not noticed them yet. Run `{COMMAND} db upgrade`; if "
-                "that changes nothing, run the SQL: notify pgrst, 'reload schema'."
+                f"{server} has no functions of this app, or has not noticed them yet. {how_to_upgrade()}; if that "
+                "changes nothing, run the SQL: notify pgrst, 'reload schema'."
             )
         case (_, "PGRST106"):
             return StoreRefused(f"{server} does not offer the schema public. Add it: Project settings → Data API.")
@@ -155,18 +168,21 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
         case ("42501", _) if signed_in:
             return StoreRefused(f"{server}: {problem}. Signed-in users may not do this; the secret key may.")
         case ("42501", _):
-            return StoreRefused(f"{server}: {problem}. Run `{COMMAND} db upgrade`, which grants what is needed.")
+            return StoreRefused(f"{server}: {problem}. {how_to_upgrade()}: that grants what is needed.")
     return None
 
 
 def _without_server_key(server: str, settings: SupabaseSettings) -> SessionStoreError:
     what = f"{server}: signed-in users may read their sessions; a change needs the server's key as well"
-    todo = f"`{COMMAND} db server-key` makes one and lets the database know it"
+    todo = how_to(
+        "db server-key",
+        "Call `add_server_key(settings, new_server_key())` from {package}.supabase_server_key",
+    )
     if settings.supabase_server_key is None:
-        return SettingMissing(f"{what}. SUPABASE_SERVER_KEY is not set: {todo}.")
+        return SettingMissing(f"{what}, and SUPABASE_SERVER_KEY is not set. {todo}, which makes one.")
     return StoreRefused(
-        f"{what}, and does not know the one in SUPABASE_SERVER_KEY. Is it of this project, and not removed? {todo}; "
-        f"`{COMMAND} db server-key --list` shows those that it knows."
+        f"{what}, and the database does not know the one in SUPABASE_SERVER_KEY. Is it of this project, and was not "
+        f"removed? {todo}, which makes one that it knows."
     )
 
 

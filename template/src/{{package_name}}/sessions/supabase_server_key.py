@@ -15,8 +15,9 @@ from typing import NamedTuple
 import asyncpg
 
 from .postgres_connection import DRIVER_ERRORS, connect_options, translate
-from .store import COMMAND, SessionStoreError, SettingMissing
+from .store import SessionStoreError, SettingMissing, how_to
 from .supabase_connection import SupabaseSettings
+from .supabase_errors import how_to_upgrade
 
 SHORT = 8
 """How many digits of a hash name a key to people."""
@@ -59,9 +60,10 @@ async def add_server_key(settings: SupabaseSettings, key: str) -> None:
             await connection.execute(statement_for(key))
         except asyncpg.RaiseError:
             names = ", ".join(known.name for known in await _known(connection))
+            todo = how_to("db server-key --remove …", "Call `remove_server_key(settings, name)` from {package}.supabase_server_key")
             raise SessionStoreError(
-                f"The database knows two server keys already ({names}). Remove the one that no server uses any more: "
-                f"`{COMMAND} db server-key --remove …`; `--list` shows which one is in SUPABASE_SERVER_KEY here."
+                f"The database knows two server keys already ({names}). Remove the one that no server uses any more. "
+                f"{todo}; `--list` shows which one is in SUPABASE_SERVER_KEY here."
             ) from None
 
 
@@ -98,9 +100,10 @@ async def _known(connection: asyncpg.Connection) -> list[ServerKey]:
 @asynccontextmanager
 async def _database(settings: SupabaseSettings) -> AsyncIterator[asyncpg.Connection]:
     if settings.supabase_db_url is None:
+        todo = how_to("db server-key --sql", "Call `statement_for(key)` from {package}.supabase_server_key")
         raise SettingMissing(
-            f"SUPABASE_DB_URL is not set. Set it as for `{COMMAND} db upgrade`, or run `{COMMAND} db server-key --sql` "
-            "and give the statement to the SQL editor of your project."
+            "SUPABASE_DB_URL is not set. Put the address of the database there (Connect → Session pooler). Or without "
+            f"it: {todo}, and give the statement to the SQL editor of your project."
         )
     connected = False
     try:
@@ -111,6 +114,6 @@ async def _database(settings: SupabaseSettings) -> AsyncIterator[asyncpg.Connect
         finally:
             await connection.close()
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError):
-        raise SessionStoreError(f"The database has no server keys yet. Run `{COMMAND} db upgrade` first.") from None
+        raise SessionStoreError(f"The database cannot hold server keys yet. {how_to_upgrade()} first.") from None
     except DRIVER_ERRORS as error:
         raise translate(error, settings.database, sent=connected) from error

@@ -19,11 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from .environment import from_environment
+from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
 from .retry import settles
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, SessionStore, WrongOwner, encode_metadata
-from .supabase_connection import SupabaseSettings, subject_of
+from .store import (
+    Batch,
+    Content,
+    Id,
+    SessionInfo,
+    SessionKey,
+    SessionPage,
+    WrongOwner,
+    encode_metadata,
+    id_text,
+)
+from .supabase_connection import SupabaseSettings, deadline_of, subject_of
+from .supabase_errors import timed_out
+from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -34,7 +48,7 @@ MAX_LIMIT = 2**63 - 1
 """Largest LIMIT that PostgreSQL takes; callers may ask for more."""
 
 
-class SupabaseStore(SessionStore):
+class SupabaseStore(ConnectedStore):
     """All sessions of one project, or with an access token those of one user. Stores of a project share connections.
 
     Args:
@@ -47,8 +61,9 @@ class SupabaseStore(SessionStore):
 
     settings: SupabaseSettings
 
+    @forgets_locals
     def __init__(self, settings: SupabaseSettings | None = None, access_token: str | None = None) -> None:
-        super().__init__(settings or SupabaseSettings())
+        super().__init__(settings or from_environment(SupabaseSettings))
         # Not just any false value: an empty token must never become the rights of the key.
         self._owner = None if access_token is None else subject_of(access_token)
         self._token = None if access_token is None else SecretStr(access_token)
@@ -90,7 +105,7 @@ class SupabaseStore(SessionStore):
 
     async def find_session(self, key: SessionKey) -> SessionInfo | None:
         found = await self._call("agent_session_find", **_named(key))
-        return None if found is None else _session_info(found)
+        return None if found is None else SessionInfo.of_row(found)
 
     async def list_sessions(
         self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
@@ -105,7 +120,7 @@ class SupabaseStore(SessionStore):
             p_before_user_id=last_user_id,
             p_before_session_id=last_session_id,
         )
-        sessions = [_session_info(row) for row in page]
+        sessions = [SessionInfo.of_row(row) for row in page]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
 
     @settles
@@ -161,40 +176,38 @@ class SupabaseStore(SessionStore):
         now: str | None = await self._call("agent_session_canary", p_user_id=owner, p_kept=kept, p_text=text)
         return now
 
-    async def ping(self) -> None:
-        await self._open(check=True)
-
-    async def close(self) -> None:
-        if self.inherited:
-            return
-        caller, self._caller = self._caller, None
-        if caller is not None:
-            await caller.close()
-
     # ── Connections ─────────────────────────────────────────────────────────
 
     async def _call(self, function: str, /, **arguments: object) -> Any:
         """The single value that the function returns, in one round trip."""
-        deadline = asyncio.get_running_loop().time() + self.settings.supabase_timeout_seconds
-        caller = self._caller
-        if caller is None or not caller.schema_fits or self._loop is not asyncio.get_running_loop():
-            caller = await self._open(deadline)
-        return await caller.call(function, arguments, deadline)
+        deadline = deadline_of(self.settings)
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self.open()
+            except TimeoutError:
+                raise timed_out(self.settings) from None
+        assert self._caller is not None  # noqa: S101 - it is open
+        return await self._caller.call(function, arguments, deadline)
 
-    async def _open(self, deadline: float | None = None, *, check: bool = False) -> Caller:
-        """The caller of this event loop, with a schema that fits: asked for once, or now if `check`."""
+    async def _connect(self) -> str | None:
         from .supabase_client import Caller  # imported late: supabase takes half a second
 
-        if self._moved_to_this_loop(self._caller is not None):
-            self._caller = None
-        caller = self._caller = self._caller or Caller(self.settings, self._token)
-        if check or not caller.schema_fits:
-            await caller.check_schema(deadline)
-        return caller
+        if self._caller is None:
+            self._caller = Caller(self.settings, self._token)
+        return await self._caller.open(self._owner or "")
+
+    async def _disconnect(self) -> None:
+        caller, self._caller = self._caller, None
+        if caller is not None:
+            await caller.close()
+
+    def _forget(self) -> None:
+        self._caller = None
 
 
 class SupabaseSession(SharedStoreSession):
-    """A session that needs no store of its own: all of a project share their connections per event loop.
+    """A session that needs no store of its own: all with the same settings share one per event loop.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
@@ -211,6 +224,7 @@ class SupabaseSession(SharedStoreSession):
         InvalidSessionId: See `SessionKey.check`.
     """
 
+    @forgets_locals
     def __init__(
         self,
         session_id: str,
@@ -223,25 +237,24 @@ class SupabaseSession(SharedStoreSession):
         settings: SupabaseSettings | None = None,
     ) -> None:
         given = {"supabase_url": url, "supabase_key": None if key is None else SecretStr(key)}
-        settings = (settings or SupabaseSettings()).model_copy(
+        settings = (settings or from_environment(SupabaseSettings)).model_copy(
             update={name: value for name, value in given.items() if value is not None}
         )
-        owner = _owner(user_id or "", None if access_token is None else subject_of(access_token))
+        owner = _owner(user_id, None if access_token is None else subject_of(access_token))
         token = None if access_token is None else SecretStr(access_token)
-        _ = settings.url, settings.key, settings.server_key  # what is missing is said here, before any call
+        _ = settings.url, settings.key, settings.server_key  # which raise what is wrong with them
+        key_of_session = SessionKey(owner, session_id)
         super().__init__(
-            (settings, token),
-            lambda: SupabaseStore(settings, access_token),
-            SessionKey(owner, session_id),
-            session_settings,
+            settings, lambda: SupabaseStore(settings, access_token), key_of_session, session_settings, token=token
         )
 
 
-def _owner(user_id: str, signed_in: str | None) -> str:
+def _owner(user_id: Id | None, signed_in: str | None) -> str:
     """Whose session is meant: the signed-in user's, if there is one."""
-    if signed_in is None or user_id == signed_in:
-        return user_id
-    if user_id:
+    named = "" if user_id is None else id_text("user_id", user_id)
+    if signed_in is None or named == signed_in:
+        return named
+    if named:
         raise WrongOwner("user_id is not the user of the access token. Leave user_id out.")
     return signed_in
 
@@ -257,8 +270,3 @@ def _named_batch(batch: Batch) -> dict[str, object]:
         "p_roles": [row.role for row in batch.rows],
         "p_title": batch.title,
     }
-
-
-def _session_info(row: Mapping[str, Any]) -> SessionInfo:
-    times = {name: datetime.fromisoformat(row[name]) for name in ("created_at", "updated_at")}
-    return SessionInfo(**{**row, **times})

@@ -1,0 +1,104 @@
+"""A primary and a standby that streams from it, on the engine of the development server."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import asyncpg
+
+from my_agent import backend
+from my_agent.devserver_postgres import PostgresEngine, give
+from my_agent.devserver_tools import write
+from my_agent.sessions.postgres_schema import upgrade
+from tests.helpers import missing
+from tests.postgres_fixtures import settings_for
+
+
+class StandbyEngine(PostgresEngine):
+    """PostgreSQL whose data are a copy of a primary's, which it follows until it is promoted."""
+
+    primary_url = ""
+
+    def create_data(self) -> None:
+        primary = urlsplit(self.primary_url)
+        password = unquote(primary.password or "")
+        new = self.directory / "pg.new"
+        new.mkdir(mode=0o700)
+        if self.owner:
+            give(self.owner, new)
+        self.run(
+            "pg",
+            [
+                self.binaries / "pg_basebackup",
+                f"--pgdata={new / 'pg'}",
+                f"--host={primary.hostname}",
+                f"--port={primary.port}",
+                f"--username={primary.username}",
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+            ],
+            env={"PGPASSWORD": password},
+            options=self.become_owner,
+        )
+        write(self.directory / "password", password)
+        (new / "pg").rename(self.data)
+        shutil.rmtree(new)
+
+
+class Pair:
+    """Two servers; what the primary acknowledges, the standby has."""
+
+    def __init__(self, primary: PostgresEngine, standby: PostgresEngine, urls: tuple[str, str]) -> None:
+        self._primary, self._standby = primary, standby
+        self.primary_url, self.standby_url = urls
+
+    def kill_primary(self) -> None:
+        process = self._primary.processes["pg"].popen
+        process.kill()
+        process.wait()
+
+    async def promote_standby(self) -> None:
+        assert await _ask(self.standby_url, "SELECT pg_promote(wait => true, wait_seconds => 30)") is True
+
+
+@asynccontextmanager
+async def replicated(folder: Path) -> AsyncIterator[Pair]:
+    """A primary with our schema, and its standby, with synchronous replication."""
+    places = [folder / "primary", folder / "standby"]
+    for place in places:
+        place.mkdir(mode=0o700)
+    programs = PostgresEngine.find(folder)
+    if not (Path(programs[0]) / "pg_basebackup").exists():
+        missing(f"no pg_basebackup in {programs[0]}")
+    primary = PostgresEngine(places[0], True, *programs)
+    standby = StandbyEngine(places[1], True, *programs)
+    try:
+        # In this thread: the servers end with the one that started them.
+        url = primary.start()["DATABASE_URL"]
+        await upgrade(settings_for(url), backend.migrations())
+        standby.primary_url = url
+        pair = Pair(primary, standby, (url, standby.start()["DATABASE_URL"]))
+        # After the copy: promoted, the standby has nobody to wait for.
+        await _ask(url, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+        await _ask(url, "SELECT pg_reload_conf()")
+        async with asyncio.timeout(20):
+            while await _ask(url, "SELECT sync_state FROM pg_stat_replication") != "sync":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        yield pair
+    finally:
+        standby.stop()
+        primary.stop()
+
+
+async def _ask(url: str, statement: str) -> object:
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
