@@ -20,7 +20,7 @@ from supabase import AsyncClient, AsyncClientOptions
 from .environment import Hidden
 from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
-from .supabase_connection import SupabaseSettings
+from .supabase_connection import SupabaseSettings, deadline_of
 from .supabase_errors import Refusal, refuse, translate
 from .tracebacks import forget_locals
 

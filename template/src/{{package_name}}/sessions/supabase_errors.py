@@ -108,8 +108,10 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
 
 
 def timed_out(settings: SupabaseSettings, *, maybe_applied: bool = False) -> StoreUnavailable:
+    """What to raise when a call has taken as long as it may."""
     seconds = f"{settings.supabase_timeout_seconds:g} s (SUPABASE_TIMEOUT_SECONDS)"
-    return StoreUnavailable(f"Supabase at {settings.where} did not answer within {seconds}.", maybe_applied=maybe_applied)
+    problem = f"Supabase at {settings.where} did not answer within {seconds}."
+    return StoreUnavailable(problem, maybe_applied=maybe_applied)
 
 
 def _from_database(error: Refusal, server: str) -> SessionStoreError | None:

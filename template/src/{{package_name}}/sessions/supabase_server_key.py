@@ -60,7 +60,7 @@ async def add_server_key(settings: SupabaseSettings, key: str) -> None:
             await connection.execute(statement_for(key))
         except asyncpg.RaiseError:
             names = ", ".join(known.name for known in await _known(connection))
-            todo = how_to("db server-key --remove …", "Call `remove_server_key(settings, name)` from {package}.supabase_server_key")
+            todo = how_to("db server-key --remove …", "Call `remove_server_key` from {package}.supabase_server_key")
             raise SessionStoreError(
                 f"The database knows two server keys already ({names}). Remove the one that no server uses any more. "
                 f"{todo}; `--list` shows which one is in SUPABASE_SERVER_KEY here."
