@@ -68,7 +68,7 @@ async def test_batches_older_than_that_are_forgotten(store: RedisStore) -> None:
     old = [batch(str(number)) for number in range(20)]
     for each in old:
         await store.append(KEY, each)
-    connection = store._open()
+    connection = await store._ready()
     members = await connection.call("ZRANGE", KEYS.batches, 0, -1, "WITHSCORES")
     assert len(members) == 40
     seconds = int(members[1])

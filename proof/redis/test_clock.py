@@ -48,7 +48,7 @@ async def test_a_session_from_the_future_recovers_with_its_next_write(store: Red
     await store.append(KEY, batch("a"))
     await store.append(SessionKey("ada", "t"), batch("a"))
     future = microseconds(datetime.now(UTC) + YEARS)
-    connection = store._open()
+    connection = await store._ready()
     await connection.call("HSET", KEYS.info, "created_at", future, "updated_at", future)
     for index in (KEYS.all_index, KEYS.user_index):
         await connection.call("ZADD", index, future, KEYS.member)
@@ -65,7 +65,7 @@ async def test_a_time_never_goes_back_when_another_server_takes_over(store: Redi
     """Its clock is a little behind the old primary's."""
     await store.append(KEY, batch("a"))
     ahead = microseconds(datetime.now(UTC) + timedelta(seconds=20))
-    await store._open().call("HSET", KEYS.info, "updated_at", ahead)
+    await (await store._ready()).call("HSET", KEYS.info, "updated_at", ahead)
     await store.append(KEY, batch("b"))
     assert microseconds((await times(store))[1]) >= ahead
 

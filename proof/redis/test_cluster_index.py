@@ -143,7 +143,7 @@ async def test_a_deletion_in_the_middle_of_a_first_write_leaves_nothing_unlisted
 ) -> None:
     key = SessionKey("ada", "s")
     async with RedisStore(settings_for(cluster.url)) as store, RedisStore(settings_for(cluster.url)) as other:
-        touch, evaluate = redis_index.touch, store._open().evaluate
+        touch, evaluate = redis_index.touch, (await store._ready()).evaluate
         touched = written = 0
 
         async def delete() -> None:
@@ -164,7 +164,7 @@ async def test_a_deletion_in_the_middle_of_a_first_write_leaves_nothing_unlisted
             return await evaluate(*arguments, **more)
 
         monkeypatch.setattr(redis_index, "touch", watched_touch)
-        monkeypatch.setattr(store._open(), "evaluate", watched_write)
+        monkeypatch.setattr((await store._ready()), "evaluate", watched_write)
         await store.append(key, batch("a"))
         monkeypatch.undo()
         if when == "after its data":
@@ -184,7 +184,7 @@ async def test_a_new_session_costs_two_round_trips_and_later_writes_one(
     key = SessionKey("ada", "s")
     async with RedisStore(settings_for(cluster.url)) as store:
         await store.append(SessionKey("ada", "t"), batch("x"))
-        servers = store._open()._servers
+        servers = (await store._ready())._servers
         exchange, running, depth = servers.exchange, 0, []
 
         async def counted(*arguments: Any) -> Any:
@@ -210,8 +210,8 @@ async def test_an_entry_without_a_session_is_tidied_when_it_is_old(cluster: Clus
         now = int(datetime.now(UTC).timestamp() * 1e6)
         for session_id, age in (("new", 1), ("old", 3600), ("future", -86400)):
             for index in ("agent:sessions", "agent:sessions:ada"):
-                await store._open().call("ZADD", index, now - age * 1_000_000, f"ada/{session_id}")
+                await (await store._ready()).call("ZADD", index, now - age * 1_000_000, f"ada/{session_id}")
         assert (await store.list_sessions("ada")).sessions == []
-        left = await store._open().call("ZRANGE", "agent:sessions", 0, -1)
+        left = await (await store._ready()).call("ZRANGE", "agent:sessions", 0, -1)
         assert left == ["ada/new"], "a write may be between its entry and its data"
-        assert await store._open().call("ZRANGE", "agent:sessions:ada", 0, -1) == ["ada/new"]
+        assert await (await store._ready()).call("ZRANGE", "agent:sessions:ada", 0, -1) == ["ada/new"]
