@@ -97,6 +97,23 @@ end
 return text
 """)
 
+# A row that the app could not read stays, and the answer is empty. It is the same for one that is readable and too much for
+# cjson, or too long to be looked at while all others wait: then the app looks itself.
+POP_OBJECT = Script.of(f"""{_CONSTANTS}{_COMMON}
+local text = redis.call('LRANGE', items, -1, -1)[1]
+if not text then
+  return false
+end
+-- cjson lets control characters pass, which JSON and Python do not.
+local readable = #text < 2^20 and string.sub(text, 1, 1) == '{{' and not string.find(text, '[%z\1-\31]')
+if not readable or not pcall(cjson.decode, text) then
+  return ''
+end
+redis.call('RPOP', items)
+written()
+return text
+""")
+
 CLEAR = Script.of(f"""{_CONSTANTS}{_COMMON}
 redis.call('DEL', items)
 if redis.call('EXISTS', info) == 1 then
