@@ -129,9 +129,7 @@ class EncryptedStore(SessionStore):
         info = await self.inner.find_session(key)
         return None if info is None else self._info(cipher, info)
 
-    async def list_sessions(
-        self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         cipher = self._cipher
         page = await self.inner.list_sessions(user_id, limit, cursor)
         return page._replace(sessions=[self._info(cipher, info) for info in page.sessions])

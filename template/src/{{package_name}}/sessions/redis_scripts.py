@@ -97,8 +97,8 @@ end
 return text
 """)
 
-# A row that the app could not read stays, and the answer is empty. It is the same for one that is readable and too much for
-# cjson, or too long to be looked at while all others wait: then the app looks itself.
+# A row that the app could not read stays, and the answer is empty. So it is for a readable one that cjson refuses, or that
+# would keep other clients waiting while it is parsed: then the app looks itself.
 POP_OBJECT = Script.of(f"""{_CONSTANTS}{_COMMON}
 local text = redis.call('LRANGE', items, -1, -1)[1]
 if not text then

@@ -104,9 +104,7 @@ class RedisStore(ConnectedStore):
         keys = keys_of(self._prefix, key)
         return await redis_index.find(await self._ready(), keys.info, keys.member)
 
-    async def list_sessions(
-        self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         before = self._entry(cursor) if cursor else None
@@ -260,8 +258,8 @@ async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
 class RedisSession(SharedStoreSession):
     """A session that needs no store of its own: all with the same settings share one per event loop.
 
-    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries a
-    user_id passes it here too: otherwise the session is refused as another user's.
+    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries
+    a user_id passes it here too: otherwise the session is refused as another user's.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.

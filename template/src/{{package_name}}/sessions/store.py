@@ -287,9 +287,9 @@ class SessionStore(ABC):
     """Where sessions are kept. One per process and event loop; sessions are light views on it.
 
     Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
-    All but those that pop may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is finished or
-    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If the server
-    does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
+    All but those that pop may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is
+    finished or undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If
+    the server does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
@@ -372,9 +372,7 @@ class SessionStore(ABC):
         """What is known of one session; None if it does not exist."""
 
     @abstractmethod
-    async def list_sessions(
-        self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         """Sessions of a user (None: of everybody), the last written first, `limit` (1 to 500) at a time.
 
         Raises:

@@ -115,9 +115,7 @@ class SupabaseStore(ConnectedStore):
         found = await self._call("agent_session_find", **_named(key))
         return None if found is None else SessionInfo.of_row(found)
 
-    async def list_sessions(
-        self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         updated_at, last_user_id, last_session_id = decode_cursor(cursor) if cursor else (None, None, None)
@@ -212,8 +210,8 @@ class SupabaseStore(ConnectedStore):
 class SupabaseSession(SharedStoreSession):
     """A session that needs no store of its own: all with the same settings share one per event loop.
 
-    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries a
-    user_id passes it here too: otherwise the session is refused as another user's.
+    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries
+    a user_id passes it here too: otherwise the session is refused as another user's.
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
