@@ -110,13 +110,17 @@ async def test_forgotten_sessions_leave_neither_stores_nor_connections(
         await session.get_items()
         del session
     await eventually(count_connections, 0)
-    assert len(stores()) - before <= 1  # the last one may be in a local variable of the loop
+    async with asyncio.timeout(10):
+        while len(stores()) > before:  # noqa: ASYNC110 - a task that closes one may be in its last step
+            await asyncio.sleep(0.01)
 
 
 async def test_a_forgotten_session_takes_nothing_from_those_that_share_its_store(
     settings: BackendSettings, count_connections: Count
 ) -> None:
     async with session_of(settings) as stays:
+        await stays.get_items()
+        connections = await count_connections()
         forgotten = session_of(settings)
         await forgotten.add_items([user("one")])
         store = stays.store
@@ -124,7 +128,7 @@ async def test_a_forgotten_session_takes_nothing_from_those_that_share_its_store
         del forgotten
         gc.collect()
         await asyncio.sleep(0.05)
-        assert await count_connections() == 1
+        assert await count_connections() >= connections >= 1
         assert texts(await stays.get_items()) == ["one"]
         assert stays.store is store
     await eventually(count_connections, 0)
@@ -156,13 +160,12 @@ async def test_a_session_that_another_thread_collects_closes_its_store_on_its_ow
 
 
 def test_a_session_forgotten_at_the_end_of_its_loop_warns_of_nothing(settings: BackendSettings) -> None:
-    async def one_turn() -> list[str]:
+    async def one_turn() -> int:
         session = session_of(settings)
-        await session.get_items()
-        return texts(await session.get_items())
+        return len(await asyncio.gather(*(session.get_items() for _ in range(4))))  # over several connections
 
     for _ in range(5):
-        assert asyncio.run(one_turn()) == []
+        assert asyncio.run(one_turn()) == 4
     gc.collect()  # a warning of an unclosed connection fails this test
 
 
@@ -176,7 +179,7 @@ def test_a_session_that_outlives_its_loop_keeps_neither_loop_nor_store(settings:
     before = len(stores())
     for _ in range(20):
         asyncio.run(one_turn())
-    assert len(stores()) - before <= 1
+    assert len(stores()) == before
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -337,7 +340,7 @@ async def test_no_password_is_in_a_local_variable_of_a_call_that_is_cancelled(se
         call = asyncio.create_task(session.get_items())
         await accepted.wait()
         call.cancel()
-        with pytest.raises(asyncio.CancelledError) as caught:
+        with pytest.raises((asyncio.CancelledError, SessionStoreError)) as caught:
             await call
         assert seen_in(caught.value) == ""
         await session.close()

@@ -184,6 +184,7 @@ tests/test_redis_topologies.py
 """,
     "supabase": """
 src/my_agent/cli_db.py
+src/my_agent/cli_server_key.py
 src/my_agent/devserver_gateway.py
 src/my_agent/devserver_postgres.py
 src/my_agent/devserver_roles.sql
@@ -196,6 +197,7 @@ src/my_agent/sessions/supabase_client.py
 src/my_agent/sessions/supabase_connection.py
 src/my_agent/sessions/supabase_errors.py
 src/my_agent/sessions/supabase_history.py
+src/my_agent/sessions/supabase_server_key.py
 src/my_agent/sessions/supabase_session.py
 supabase/config.toml
 supabase/local/gateway.conf.template

@@ -43,28 +43,33 @@ def hasty(settings: PostgresSettings, **more: object) -> PostgresSettings:
 
 
 class Observer:
-    """Another connection, which can hold locks and sees what the app does at the server."""
+    """Two other connections: one can hold locks, one sees what the app does at the server.
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        self._connection = connection
+    In a transaction, the list of connections would stay as it was first seen.
+    """
+
+    def __init__(self, holder: asyncpg.Connection, watcher: asyncpg.Connection) -> None:
+        self._holder = holder
+        self._watcher = watcher
 
     async def hold(self, statement: str) -> None:
-        await self._connection.execute(f"BEGIN; {statement}")
+        await self._holder.execute(f"BEGIN; {statement}")
 
     async def let_go(self) -> None:
-        await self._connection.execute("ROLLBACK")
+        await self._holder.execute("ROLLBACK")
 
-    async def count(self, condition: str = "true") -> int:
-        """Connections of the app that satisfy a condition."""
+    async def count(self, condition: str = "true", application: str = COMMAND) -> int:
+        """Connections that satisfy a condition, by default those of the app."""
         statement = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND {condition}"
-        return int(await self._connection.fetchval(f"{statement} AND datname = current_database()", COMMAND))
+        return int(await self._watcher.fetchval(f"{statement} AND datname = current_database()", application))
 
-    async def waiting(self) -> int:
-        return await self.count("wait_event_type = 'Lock'")
+    async def waiting(self, *, of_the_app: bool = True) -> int:
+        """Connections that wait for a lock; those that a pooler opened do not have the app's name."""
+        return await self.count("wait_event_type = 'Lock'", COMMAND if of_the_app else "")
 
-    async def wait_for(self, waiting: int, seconds: float = 5) -> None:
+    async def wait_for(self, waiting: int, seconds: float = 5, *, of_the_app: bool = True) -> None:
         async with asyncio.timeout(seconds):
-            while await self.waiting() != waiting:  # noqa: ASYNC110 - the server sends no event
+            while await self.waiting(of_the_app=of_the_app) != waiting:  # noqa: ASYNC110 - the server sends no event
                 await asyncio.sleep(0.01)
 
 
@@ -74,9 +79,11 @@ LOCK_ALL = "LOCK agent_session_info, agent_sessions IN ACCESS EXCLUSIVE MODE"
 
 @pytest.fixture
 async def observer(database_url: str) -> AsyncIterator[Observer]:
-    connection = await asyncpg.connect(database_url, server_settings={"application_name": "observer"})
-    yield Observer(connection)
-    await connection.close()
+    name = {"application_name": "observer"}
+    connections = [await asyncpg.connect(database_url, server_settings=name) for _ in range(2)]
+    yield Observer(*connections)
+    for connection in connections:
+        await connection.close()
 
 
 @asynccontextmanager
@@ -164,6 +171,27 @@ async def test_the_server_ends_a_statement_itself_where_no_request_to_cancel_it_
         await observer.let_go()
         await few.close()
     assert texts(await store.session("s").get_items()) == ["before"]
+
+
+@pytest.mark.parametrize("ending", ["timeout", "cancel"])
+async def test_behind_a_pooler_too_a_change_ends_with_its_call(
+    store: PostgresStore,
+    observer: Observer,
+    pooler_url: str,  # noqa: F811
+    ending: str,
+) -> None:
+    await store.session("s").add_items([user("before")])
+    async with PostgresStore(hasty(settings_for(pooler_url, database_pooler="transaction"))) as pooled:
+        await observer.hold(LOCK_ROW)
+        call = asyncio.create_task(pooled.append(KEY, pooled.session("s")._batch([user("late")])))
+        await observer.wait_for(1, of_the_app=False)
+        if ending == "cancel":
+            call.cancel()
+        with pytest.raises(asyncio.CancelledError if ending == "cancel" else StoreUnavailable):
+            await call
+        assert await observer.waiting(of_the_app=False) == 0
+        await observer.let_go()
+        assert texts(await pooled.session("s").get_items()) == ["before"]
 
 
 # ── It ends ─────────────────────────────────────────────────────────────────

@@ -4,9 +4,6 @@
 -- Cost: writers wait while the batches of the last hour are copied, which reads the sessions that were written to in that
 -- hour and no others; readers wait for a moment at the end. Programs of the two versions before may run on.
 
--- Writers only. In the order in which an append takes these locks, or the two would wait for each other.
-lock table public.agent_session_info, public.agent_sessions in share row exclusive mode;
-
 -- ── Batches ─────────────────────────────────────────────────────────────────
 
 create table public.agent_session_batches (
@@ -41,19 +38,6 @@ begin
 end
 $$;
 
-insert into public.agent_session_batches (user_id, session_id, batch_id, created_at)
-  select item.user_id, item.session_id, item.batch_id, item.created_at
-  from public.agent_session_info as info
-  join public.agent_sessions as item on item.user_id = info.user_id and item.session_id = info.session_id
-  where info.updated_at > now() - interval '1 hour' and item.created_at > now() - interval '1 hour'
-    and item.batch_id is not null
-  union
-  -- When these were stored is not known.
-  select info.user_id, info.session_id, batch_id, now()
-  from public.agent_session_info as info, unnest(info.recent_batches) as batch_id
-  where info.updated_at > now() - interval '1 hour'
-  on conflict do nothing;
-
 -- An append of the versions before is a statement of its own, which writes batch_id and expects this error.
 create function public.agent_session_batch_of_older_program() returns trigger
 language plpgsql set search_path = '' as $$
@@ -69,23 +53,49 @@ end
 $$;
 comment on function public.agent_session_batch_of_older_program is
   'Programs of version 20261123000002 and before write agent_sessions.batch_id: their batches are remembered, too.';
-create trigger agent_session_batch_of_older_program before insert on public.agent_sessions
-  for each row when (new.batch_id is not null) execute function public.agent_session_batch_of_older_program();
+-- One statement, for tools that do not apply a migration in one transaction.
+do $$
+begin
+  -- Writers wait. In the order in which an append takes these locks, or the two would wait for each other.
+  lock table public.agent_session_info, public.agent_sessions in share row exclusive mode;
+  insert into public.agent_session_batches (user_id, session_id, batch_id, created_at)
+    select item.user_id, item.session_id, item.batch_id, item.created_at
+    from public.agent_session_info as info
+    join public.agent_sessions as item on item.user_id = info.user_id and item.session_id = info.session_id
+    where info.updated_at > now() - interval '1 hour' and item.created_at > now() - interval '1 hour'
+      and item.batch_id is not null
+    union
+    -- When these were stored is not known.
+    select info.user_id, info.session_id, batch_id, now()
+    from public.agent_session_info as info, unnest(info.recent_batches) as batch_id
+    where info.updated_at > now() - interval '1 hour'
+    on conflict do nothing;
 
-drop index public.agent_sessions_batch;
+  create trigger agent_session_batch_of_older_program before insert on public.agent_sessions
+    for each row when (new.batch_id is not null) execute function public.agent_session_batch_of_older_program();
+  drop index public.agent_sessions_batch;
+end
+$$;
+
 comment on column public.agent_sessions.batch_id is 'Written by programs of version 20261123000002 and before. See agent_session_batches.';
 comment on column public.agent_session_info.recent_batches is 'Not used any more; programs of version 20261123000002 and before read it.';
 
 create function public.agent_session_forget(p_limit bigint) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_old record;
 begin  -- changes
-  delete from public.agent_session_batches where ctid = any (array(
-    select ctid from public.agent_session_batches
+  -- One by one and by the key: a plan for all at once might read the whole table.
+  for v_old in
+    select user_id, session_id, batch_id from public.agent_session_batches
     where created_at < now() - interval '1 hour'
     order by created_at
-    limit p_limit
+    limit (select p_limit)
     for update skip locked
-  ));
+  loop
+    delete from public.agent_session_batches
+      where user_id = v_old.user_id and session_id = v_old.session_id and batch_id = v_old.batch_id;
+  end loop;
 end
 $$;
 comment on function public.agent_session_forget is
@@ -125,8 +135,8 @@ begin  -- changes
       set item_count = info.item_count + excluded.item_count,
           updated_at = clock_timestamp(),
           title = coalesce(info.title, excluded.title)
-    -- One of a hundred appends tidies up after all of them.
-    returning updated_at, case when random() < 0.01 then public.agent_session_forget(500) end
+    -- One of a hundred appends tidies up after two hundred.
+    returning updated_at, case when random() < 0.01 then public.agent_session_forget(200) end
   )
   insert into public.agent_sessions (user_id, session_id, role, content, created_at)
     select p_user_id, p_session_id, item.role, item.content, session.updated_at
@@ -391,6 +401,7 @@ begin  -- changes
   update public.agent_sessions as item set content = new.content
     from unnest(v_ids, p_contents) as new (id, content)
     where item.user_id = p_user_id and item.session_id = p_session_id and item.id = new.id
+      and item.id between v_ids[1] and v_ids[cardinality(v_ids)]  -- or the whole session might be read
       and item.content <> new.content;
   update public.agent_session_info set title = coalesce(p_title, title), metadata = p_metadata
     where user_id = p_user_id and session_id = p_session_id;

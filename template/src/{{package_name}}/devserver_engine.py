@@ -201,11 +201,11 @@ class Engine(ABC):
         os.pwrite(alive, f"{process.pid:<20}".encode(), 0)
         return process
 
-    def secret(self, name: str) -> str:
-        """A password that is made up once and kept in the file `name`."""
+    def secret(self, name: str, size: int = 24) -> str:
+        """A password of `size` random bytes that is made up once and kept in the file `name`."""
         path = self.directory / name
         if not path.exists():
-            write(path, secrets.token_urlsafe(24))
+            write(path, secrets.token_urlsafe(size))
         return path.read_text()
 
     def failed(self, name: str, output: str) -> DevServerError:

@@ -78,6 +78,7 @@ class SupabaseEngine(PostgresEngine):
             "SUPABASE_URL": f"http://127.0.0.1:{gateway.port}",
             "SUPABASE_KEY": secret,
             "SUPABASE_PUBLISHABLE_KEY": publishable,
+            "SUPABASE_SERVER_KEY": self.secret("server_key", 32),
             "SUPABASE_DB_URL": database,
             "SUPABASE_JWT_SECRET": jwt_secret,
             "POSTGREST_URL": f"http://127.0.0.1:{api.port}",

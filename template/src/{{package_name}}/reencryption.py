@@ -80,51 +80,63 @@ async def _session(inner: SessionStore, cipher: Cipher, listed: SessionInfo, rep
         info = await _again(inner, lambda: inner.find_session(key))
         if info is None:
             return  # deleted meanwhile
-        rows = await _again(inner, lambda: inner.tail(key, None))
-        wanted, unreadable = _wanted(cipher, key, Content(info.title, info.metadata, rows), decrypt=decrypt)
-        before = Content(info.title, info.metadata)
-        for part in _parts(rows):
-            old = before._replace(rows=rows[part], first=part.start)
-            new = wanted._replace(rows=wanted.rows[part], first=part.start)
-            if old == new:
-                continue
-            if not await _again(inner, lambda old=old, new=new: inner.rewrite(key, old, new)):  # type: ignore[misc]
-                break  # somebody was faster
-            before = wanted._replace(rows=())
-            report.rows += sum(one != other for one, other in zip(old.rows, new.rows, strict=True))
-            changed = True
-        else:
-            report.unreadable += unreadable
+        texts = _Texts(cipher, key, decrypt=decrypt)
+        before, wanted = Content(info.title, info.metadata), texts.wanted(info)
+        first, more, done = 0, True, True
+        while more and done:
+            found, more = await _again(inner, lambda first=first: inner.rows_from(key, first))  # type: ignore[misc]
+            for part in _parts(found):
+                old = before._replace(rows=found[part], first=first + part.start)
+                new = wanted._replace(rows=[texts.wanted_row(row) for row in old.rows], first=old.first)
+                if old == new:
+                    continue
+                done = await _again(inner, lambda old=old, new=new: inner.rewrite(key, old, new))  # type: ignore[misc]
+                if not done:
+                    break  # somebody was faster
+                before = wanted
+                report.rows += sum(one != other for one, other in zip(old.rows, new.rows, strict=True))
+                changed = True
+            first += len(found)
+        if done:
+            report.unreadable += texts.unreadable
             report.rewritten += changed
             return
     raise SessionStoreError(f"Session {key.session_id!r} changes all the time. Run this again at a quieter hour.")
 
 
-def _wanted(cipher: Cipher, key: SessionKey, stored: Content, *, decrypt: bool) -> tuple[Content, int]:
+class _Texts:
     """How the texts of a session should be stored, and how many of them do not open."""
-    unreadable = 0
 
-    def wanted(purpose: Purpose, text: str) -> str:
-        nonlocal unreadable
+    def __init__(self, cipher: Cipher, key: SessionKey, *, decrypt: bool) -> None:
+        self._cipher, self._key, self._decrypt = cipher, key, decrypt
+        self.unreadable = 0
+
+    def wanted(self, stored: SessionInfo) -> Content:
+        """Title and metadata."""
+        metadata = stored.metadata
+        if sealed := sealed_metadata(metadata):
+            metadata = {SEALED_METADATA: self._wanted("metadata", sealed)}
+            if sealed_metadata(metadata) is None:
+                metadata = json.loads(metadata[SEALED_METADATA])
+        elif not self._decrypt:
+            metadata = self._cipher.seal_metadata(self._key, metadata)
+        return Content(None if stored.title is None else self._wanted("title", stored.title), metadata)
+
+    def wanted_row(self, row: str) -> str:
+        """One row."""
+        return self._wanted("item", row)
+
+    def _wanted(self, purpose: Purpose, text: str) -> str:
+        cipher = self._cipher
         if not text.startswith(SEALED):
-            return text if decrypt else cipher.seal(purpose, key, text)
-        if cipher.is_newest(text) and not decrypt:
+            return text if self._decrypt else cipher.seal(purpose, self._key, text)
+        if cipher.is_newest(text) and not self._decrypt:
             return text
-        opened = cipher.open(purpose, key, text)
+        opened = cipher.open(purpose, self._key, text)
         if opened is None:
-            unreadable += 1
+            self.unreadable += 1
             return text
-        return opened if decrypt else cipher.seal(purpose, key, opened)
-
-    metadata = stored.metadata
-    if sealed := sealed_metadata(metadata):
-        metadata = {SEALED_METADATA: wanted("metadata", sealed)}
-        if sealed_metadata(metadata) is None:
-            metadata = json.loads(metadata[SEALED_METADATA])
-    elif not decrypt:
-        metadata = cipher.seal_metadata(key, metadata)
-    title = None if stored.title is None else wanted("title", stored.title)
-    return Content(title, metadata, [wanted("item", row) for row in stored.rows]), unreadable
+        return opened if self._decrypt else cipher.seal(purpose, self._key, opened)
 
 
 def _parts(rows: list[str]) -> Iterator[slice]:

@@ -26,6 +26,7 @@ _FUNCTION = re.compile(
     r"^create (?:or replace )?function public\.(\w+)\(.*?\bas \$\$(.*?)\$\$", re.DOTALL | re.MULTILINE
 )
 _INDEX = re.compile(r"^create (?:unique )?index (\w+)", re.MULTILINE)
+_DROPPED = re.compile(r"^ *drop (?:index|function) public\.(\w+)", re.MULTILINE)
 
 
 class History(NamedTuple):
@@ -167,8 +168,10 @@ async def check_migrations(
 async def _changed_by_hand(settings: PostgresSettings, migrations: Sequence[Migration]) -> list[str]:
     """Functions and indexes of ours that are not what the migrations made; a lost column breaks the round trip."""
     sql = "\n".join(migration.sql for migration in migrations)
-    written = {name: body for name, body in _FUNCTION.findall(sql) if name.startswith("agent_session_")}
-    indexes = [name for name in _INDEX.findall(sql) if name.startswith("agent_session")]
+    dropped = set(_DROPPED.findall(sql))
+    functions = {name: body for name, body in _FUNCTION.findall(sql) if name.startswith("agent_session_")}
+    written = {name: body for name, body in functions.items() if name not in dropped}
+    indexes = [name for name in _INDEX.findall(sql) if name.startswith("agent_session") and name not in dropped]
     async with _connection(settings) as connection:
         rows = await connection.fetch(
             "SELECT proname, prosrc FROM pg_catalog.pg_proc WHERE pronamespace = 'public'::regnamespace"

@@ -31,7 +31,17 @@ from .postgres_connection import (
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, Id, SessionInfo, SessionKey, SessionPage, encode_metadata, id_text
+from .store import (
+    Batch,
+    Content,
+    Id,
+    SessionInfo,
+    SessionKey,
+    SessionPage,
+    check_aware,
+    encode_metadata,
+    id_text,
+)
 from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
@@ -55,7 +65,7 @@ WITH batch AS (
     SET item_count = info.item_count + excluded.item_count,
         updated_at = clock_timestamp(),
         title = coalesce(info.title, excluded.title)
-  RETURNING updated_at, CASE WHEN random() < 0.01 THEN public.agent_session_forget(500) END
+  RETURNING updated_at, CASE WHEN random() < 0.01 THEN public.agent_session_forget(200) END
 )
 INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_at)
   SELECT $1, $2, item.role, item.content, session.updated_at
@@ -141,9 +151,7 @@ class PostgresStore(ConnectedStore):
         where = (place.row_id, before.first - place.rows)
         rows = (list(before.rows), list(after.rows))
         metadata = (json.dumps(before.metadata), json.dumps(after.metadata))
-        last: int | None = await self._call(
-            statement, *place.key, *where, *rows, before.title, after.title, *metadata
-        )
+        last: int | None = await self._call(statement, *place.key, *where, *rows, before.title, after.title, *metadata)
         return last
 
     async def delete_session(self, key: SessionKey) -> bool:
@@ -153,7 +161,7 @@ class PostgresStore(ConnectedStore):
         return int(await self._call("SELECT public.agent_session_delete_user($1)", id_text("user_id", user_id)))
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        return int(await self._call("SELECT public.agent_session_prune($1, $2)", older_than, limit))
+        return int(await self._call("SELECT public.agent_session_prune($1, $2)", check_aware(older_than), limit))
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         now: str | None = await self._call("SELECT public.agent_session_canary($1, $2, $3)", "", kept, text)

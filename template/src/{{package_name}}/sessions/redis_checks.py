@@ -23,6 +23,7 @@ COMMANDS = (
     "HSET KEY x 1",
     "LLEN KEY",
     "LRANGE KEY 0 1",
+    "LSET KEY 0 x",
     "LTRIM KEY 0 1",
     "PERSIST KEY",
     "PEXPIRE KEY 1",

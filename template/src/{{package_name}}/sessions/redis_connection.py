@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hiredis import pack_command
-from pydantic import Field, SecretStr
-from redis.exceptions import NoScriptError
+from pydantic import Field, SecretStr, field_validator
+from redis.exceptions import NoScriptError, ResponseError
 
 from .redis_address import EXAMPLE, RedisAddress, parse_address
 from .redis_errors import DRIVER_ERRORS, translate
@@ -19,6 +21,9 @@ from .tracebacks import forgets_locals
 
 Argument = str | bytes | int
 
+MAX_TTL = 10 * 365 * 86_400
+"""Longest time to live in seconds."""
+
 
 class RedisSettings(StoreSettings):
     """Where the server is, and how hard it may be used."""
@@ -28,11 +33,23 @@ class RedisSettings(StoreSettings):
     redis_pool_max: int = Field(default=20, ge=1)
     """Connections per process and server, at most. Calls beyond it wait."""
     redis_timeout_seconds: float = Field(default=10.0, gt=0)
-    """For connecting, for waiting for a free connection, and for one command."""
-    session_ttl: float | None = Field(default=None, ge=0)
-    """A session vanishes when nothing was written to it for so many seconds. Unset or 0: never."""
+    """For one attempt of a command: waiting for a free connection, finding the server, connecting and the answer."""
+    session_ttl: float | None = None
+    """A session vanishes when nothing was written to it for so many seconds, 1 to 10 years. Unset or 0: never."""
     session_key_prefix: str = Field(default="agent", pattern=r"^[A-Za-z0-9._:-]{1,100}$")
     """First part of every key, so that several apps can share a server."""
+
+    @field_validator("session_ttl")
+    @classmethod
+    def _check_ttl(cls, ttl: float | None) -> float | None:
+        if ttl and not 1 <= ttl <= MAX_TTL:  # NaN is not either
+            raise ValueError(f"must be 0 (never), or between 1 second and 10 years ({MAX_TTL:,} seconds)")
+        return ttl
+
+    @property
+    def ttl_milliseconds(self) -> int:
+        """`session_ttl` as the server takes it; 0: never."""
+        return math.ceil((self.session_ttl or 0) * 1000)
 
     @property
     @forgets_locals
@@ -75,6 +92,7 @@ class RedisConnection:
     Every method raises `StoreUnavailable`, `StoreRefused` or another `SessionStoreError`; no command is sent twice,
     except to the node of a cluster that the first one pointed to instead of carrying it out.
     Replies are those of RESP2, texts decoded; what is no UTF-8 becomes U+FFFD.
+    Each call takes `REDIS_TIMEOUT_SECONDS` at most, several together if they are given one `deadline`.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
@@ -84,24 +102,33 @@ class RedisConnection:
         """Whether keys live on different servers, unless they have the same {part}."""
         self._servers = open_topology(address, settings.redis_pool_max, settings.redis_timeout_seconds)
 
+    def deadline(self) -> float:
+        """When a call ends that begins now, in the time of the event loop."""
+        return asyncio.get_running_loop().time() + self._settings.redis_timeout_seconds
+
     async def call(self, command: str, *arguments: Argument) -> Any:
         """Send one command, of which the first argument is the key; returns the reply."""
+        key = arguments[0] if arguments else None
         try:
-            return await self._servers.exchange(arguments[0] if arguments else None, _pack(command, *arguments))
+            return await self._servers.exchange(key, _pack(command, *arguments), self.deadline())
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
-    async def evaluate(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    async def evaluate(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        deadline: float | None = None,
+    ) -> Any:
         """Run a script on keys of one slot: in one round trip if the server knows it, else in two."""
         rest = (len(keys), *keys, *arguments)
+        deadline = deadline or self.deadline()
         try:
-            return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest))
-        except NoScriptError:
-            pass  # a new server, or SCRIPT FLUSH: nothing was done
-        except (NotSent, *DRIVER_ERRORS) as error:
-            raise self._translated(error) from error
-        try:
-            return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest))
+            try:
+                return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest), deadline)
+            except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing was done
+                return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest), deadline)
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
@@ -110,21 +137,50 @@ class RedisConnection:
 
         Returns the replies in the same order. All were carried out, unless it raises: then each may have been or not.
         """
-        try:
-            return await self._servers.exchange_all([(command[1], _pack(*command)) for command in commands])
-        except (NotSent, *DRIVER_ERRORS) as error:
-            raise self._translated(error) from error
+        return self._checked(await self._exchange_all([(each[1], _pack(*each)) for each in commands], self.deadline()))
+
+    async def evaluate_all(
+        self,
+        script: Script,
+        calls: Sequence[tuple[Sequence[str], Sequence[Argument]]],
+        deadline: float | None = None,
+    ) -> list[Any]:
+        """Run a script with several keys and arguments at once; as `call_all`."""
+        deadline = deadline or self.deadline()
+        every = [(keys[0], (len(keys), *keys, *arguments)) for keys, arguments in calls]
+        replies = await self._exchange_all(
+            [(key, _pack("EVALSHA", script.sha, *rest)) for key, rest in every], deadline
+        )
+        if unknown := [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+            again = [(every[place][0], _pack("EVAL", script.text, *every[place][1])) for place in unknown]
+            for place, reply in zip(unknown, await self._exchange_all(again, deadline), strict=True):
+                replies[place] = reply
+        return self._checked(replies)
 
     async def call_everywhere(self, command: str, *arguments: Argument) -> dict[str, Any]:
         """Send a command without a key to each primary; returns the replies by the names of the servers."""
         try:
-            return await self._servers.everywhere(_pack(command, *arguments))
+            return await self._servers.everywhere(_pack(command, *arguments), self.deadline())
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
     async def close(self) -> None:
         """Give back every connection."""
         await self._servers.close()
+
+    async def _exchange_all(self, commands: Sequence[tuple[Argument, bytes]], deadline: float) -> list[Any]:
+        if not commands:
+            return []
+        try:
+            return await self._servers.exchange_all(commands, deadline)
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    def _checked(self, replies: list[Any]) -> list[Any]:
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise self._translated(reply) from reply
+        return replies
 
     def _translated(self, error: BaseException) -> SessionStoreError:
         if isinstance(error, NotSent):

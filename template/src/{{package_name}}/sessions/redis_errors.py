@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,8 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
 def _refusal(error: RedisError, server: str) -> SessionStoreError:
     """What the server answered, so it did not do what it was asked to."""
     # The server quotes the beginning of what it was sent: that may be an item.
-    problem = str(error).partition(", with args beginning with")[0].rstrip(".")
+    problem = str(error).partition(", with args beginning with")[0]
+    problem = re.sub(r" script: [0-9a-f]{40},.*", "", problem).rstrip(".")  # where in which script
     match error:
         case AuthenticationError() | AuthenticationWrongNumberOfArgsError():
             return StoreRefused(f"{server} refused the login. Check user and password in REDIS_URL.")

@@ -4,7 +4,10 @@ A session has three keys with one hash tag, `{user/session}`, so they live in on
 
     agent:{ada/chat-1}:items     list: the texts of the items, oldest first
     agent:{ada/chat-1}:info      hash: title, metadata, item_count, created_at, updated_at
-    agent:{ada/chat-1}:batches   sorted set: ids of the last minutes' batches, to recognise a repeated one
+    agent:{ada/chat-1}:batches   sorted set: ids of the last hour's batches, to recognise a repeated one
+
+The third outlives the session by an hour, so that a late repetition does not bring back what was deleted. It holds no
+content, but its name has the ids of user and session in it.
 
 Two sorted sets list sessions by the time they were last written to: `agent:sessions`, and `agent:sessions:ada` for a
 user's. If sessions are encrypted, `agent:canary` tells with which key.

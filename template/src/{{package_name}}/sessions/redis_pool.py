@@ -34,17 +34,17 @@ class RedisPool:
     Args:
         connect: Opens a connection.
         size: How many there may be; further calls wait.
-        timeout: For waiting, for connecting and for one exchange, in seconds.
+
+    Deadlines are times of the event loop. One is for all of a call: waiting, connecting and the exchange.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]], size: int, timeout: float) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[AbstractConnection]], size: int) -> None:
         self._connect = connect
-        self._timeout = timeout
         self._free = asyncio.Semaphore(size)
         self._idle: list[tuple[AbstractConnection, float]] = []
         self._closed = False
 
-    async def exchange(self, packed: bytes) -> Any:
+    async def exchange(self, packed: bytes, deadline: float) -> Any:
         """Send one packed command; returns the reply.
 
         Raises:
@@ -52,26 +52,30 @@ class RedisPool:
             ResponseError: The server's answer is an error.
             Exception: What redis-py raises; the command may have been carried out.
         """
-        (reply,) = await self.exchange_all(packed, 1)
+        (reply,) = await self.exchange_all(packed, 1, deadline)
         if isinstance(reply, ResponseError):
             raise reply
         return reply
 
-    async def exchange_all(self, packed: bytes, count: int) -> list[Any]:
+    async def exchange_all(self, packed: bytes, count: int, deadline: float) -> list[Any]:
         """Send `count` packed commands at once; returns their replies, errors among them."""
+        place, connection = False, None
         try:
-            connection = await self._acquire()
-        except (RedisError, OSError, PoolExhausted) as error:
-            raise NotSent from error
-        try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout_at(deadline):
+                place = await self._free.acquire()
+                connection = await self._take()
                 await connection.send_packed_command(packed, check_health=False)
                 replies = [await _reply(connection) for _ in range(count)]
-        except BaseException:
-            # Cut, timed out or cancelled in the middle: nobody knows what would come out of it next.
-            self._free.release()
-            await connection.disconnect(nowait=True)
-            raise
+        except BaseException as error:
+            if place:
+                self._free.release()
+            if connection is not None:
+                # Cut, timed out or cancelled in the middle: nobody knows what would come out of it next.
+                await connection.disconnect(nowait=True)
+                raise
+            if not isinstance(error, (RedisError, OSError)):
+                raise
+            raise NotSent from (error if place else PoolExhausted())
         self._free.release()
         if self._closed:
             await _close(connection)
@@ -87,34 +91,22 @@ class RedisPool:
     async def close(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
         self._closed = True
-        while self._idle:
-            await _close(self._idle.pop()[0])
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(_close(connection) for connection, _ in idle))
 
-    async def _acquire(self) -> AbstractConnection:
-        if self._free.locked():
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._free.acquire()
-            except TimeoutError:
-                raise PoolExhausted from None
-        else:
-            await self._free.acquire()
-        try:
-            while self._idle:
-                connection, since = self._idle.pop()
-                if (idle := monotonic() - since) > 1:
-                    # If something kept the event loop busy, it has not seen yet that the server hung up.
-                    await asyncio.sleep(0)
-                    await asyncio.sleep(0)
-                # There is nothing to read before a command is sent, unless the server has hung up.
-                if idle < IDLE_SECONDS and not await connection.can_read():
-                    return connection
-                await connection.disconnect(nowait=True)
-            async with asyncio.timeout(self._timeout):
-                return await self._connect()
-        except BaseException:
-            self._free.release()
-            raise
+    async def _take(self) -> AbstractConnection:
+        """An idle connection, or a new one."""
+        while self._idle:
+            connection, since = self._idle.pop()
+            if (idle := monotonic() - since) > 1:
+                # If something kept the event loop busy, it has not seen yet that the server hung up.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            # There is nothing to read before a command is sent, unless the server has hung up.
+            if idle < IDLE_SECONDS and not await connection.can_read():
+                return connection
+            await connection.disconnect(nowait=True)
+        return await self._connect()
 
 
 async def _close(connection: AbstractConnection) -> None:

@@ -1,73 +1,141 @@
-"""The Lua scripts: one for each change, so that it happens as a whole and in one round trip.
+"""The Lua scripts: one for each change of a session, so that it happens as a whole and in one round trip.
 
-Items are texts to them and nothing else: cjson would rewrite numbers and lose empty lists. KEYS are items, info and
-batches of a session and, where the server is no cluster, the two indexes. ARGV begins with the time in microseconds,
-the time to live in milliseconds (0: none), and the session's member in the indexes.
+Items are texts to them and nothing else: cjson would rewrite numbers and lose empty lists.
+
+Scripts do not roll back: an error in the middle leaves what was written before it. So each one reads first (a key of
+another type raises there) and asks for its rights, then writes, and the first write is one that a full memory refuses,
+unless it makes room. After the first write the server refuses nothing more of that kind.
+
+Times are the server's. They never go back by less than a minute, which is how much the clocks of a primary and the
+replica that takes over may differ; a time further in the future was made by a wrong clock and is replaced.
 """
 
 from __future__ import annotations
 
 from .redis_connection import Script
 
-BATCH_MEMORY_SECONDS = 600
-"""How long a batch is recognised when it is sent again. Much longer than any call is repeated."""
+BATCH_MEMORY_SECONDS = 3600
+"""How long a batch is recognised at least when it is sent again, whatever became of its session."""
 TIDY_SECONDS = 60
 """How often the batches that are older are forgotten, if there are any."""
+IN_FLIGHT_SECONDS = 600
+"""Longer than a write may take from its entry in the indexes to its data."""
+MAX_PARSED = 2**17
+"""Longest item that a script looks into, in bytes."""
+UNLISTED = -1
+"""Answer of a script that would begin a session whose entries in the indexes are not written yet."""
 
-_CONSTANTS = f"local BATCH_MEMORY, TIDY = {BATCH_MEMORY_SECONDS}, {TIDY_SECONDS}"
+RIGHTS = """
+local function need(command, key)
+  if redis.acl_check_cmd and not redis.acl_check_cmd(command, key) then
+    error({err = 'NOPERM this user may not run ' .. command})
+  end
+end
+"""
 
-_COMMON = """
+TIME = """
+local SKEW = 60 * 1000000
+local clock = redis.call('TIME')
+local second = tonumber(clock[1])
+local now = second * 1000000 + clock[2]
+local function text_of(time)
+  return string.format('%.0f', time)
+end
+"""
+
+# KEYS are items, info and batches of a session and, where the server is no cluster, the two indexes. ARGV begins with
+# the time to live in milliseconds (0: none), the session's member in the indexes, and, in a cluster, the scores of its
+# entries there (0: not written yet; empty: the indexes are among KEYS).
+_COMMON = f"""
+local BATCH_MEMORY, TIDY, IN_FLIGHT = {BATCH_MEMORY_SECONDS}, {TIDY_SECONDS}, {IN_FLIGHT_SECONDS} * 1000000
 local items, info, batches = KEYS[1], KEYS[2], KEYS[3]
-local now, ttl, member = ARGV[1], ARGV[2], ARGV[3]
+local ttl, member = ARGV[1], ARGV[2]
+local count = redis.call('LLEN', items)
+local known = redis.call('HMGET', info, 'created_at', 'updated_at', 'title', 'ttl', 'tidied')
+for position = 4, #KEYS do
+  redis.call('ZSCORE', KEYS[position], member)
+end
+{RIGHTS}{TIME}
+local due = second - (tonumber(known[5] or '') or 0) >= TIDY
+local expires = ttl ~= '0' and 'PEXPIRE' or (known[4] or '0') ~= '0' and 'PERSIST'
 
-local second
-
--- False if this batch was stored already. First of all writes: with a full memory it is the one that is refused.
-local function begin(batch)
-  second = tonumber(redis.call('TIME')[1])
-  return redis.call('ZADD', batches, 'NX', second, batch) == 1
+-- Whether the session would be new, and its entries in the indexes of a cluster are missing or were removed since.
+local function unlisted()
+  if known[1] or ARGV[3] == '' then
+    return false
+  end
+  for position, index in ipairs({{'all', 'user'}}) do
+    local score, removed = tonumber(ARGV[2 + position]), redis.call('ZSCORE', batches, index)
+    if score == 0 or (removed and removed - score >= 0 and removed - score < IN_FLIGHT) then
+      return true
+    end
+  end
 end
 
--- In portions: Lua's stack holds about 8000 values. Returns how many items there are now, if it stored any.
+local function need_to_remember()
+  need('ZADD', batches)
+  if due then
+    need('ZREMRANGEBYSCORE', batches)
+    need('PEXPIRE', batches)
+  end
+end
+
+local function need_to_write()
+  need('HSET', info)
+  if expires then
+    need(expires, info)
+  end
+  for position = 4, #KEYS do
+    need('ZADD', KEYS[position])
+  end
+end
+
+local fields = {{}}
+local function set(name, value)
+  fields[#fields + 1], fields[#fields + 2] = name, value
+end
+
+local function remember(batch)
+  redis.call('ZADD', batches, second, batch)
+  if due then
+    set('tidied', second)
+    redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - BATCH_MEMORY)
+    redis.call('PEXPIRE', batches, (BATCH_MEMORY + TIDY) * 1000)
+  end
+end
+
+-- In portions: Lua's stack holds about 8000 values.
 local function push(first)
-  local count
   for from = first, #ARGV, 1000 do
     count = redis.call('RPUSH', items, unpack(ARGV, from, math.min(from + 999, #ARGV)))
   end
-  return count
 end
 
 -- The session has been written to: bring its info, time to live and place in the indexes up to date.
-local function written(count, title)
-  local known = redis.call('HMGET', info, 'created_at', 'updated_at', 'title', 'ttl', 'tidied')
-  if known[2] and tonumber(known[2]) > tonumber(now) then
-    now = known[2]  -- by a client whose clock is ahead of this one's
+local function written(title)
+  local created, updated = tonumber(known[1] or ''), tonumber(known[2] or '')
+  if updated and updated > now and updated - now <= SKEW then
+    now = updated
   end
-  local fields = {'item_count', count or redis.call('LLEN', items), 'updated_at', now}
-  local function set(name, value)
-    fields[#fields + 1], fields[#fields + 2] = name, value
+  if not created or created - now > SKEW then
+    set('created_at', text_of(now))
   end
-  if not known[1] then
-    set('created_at', now)
-  end
+  now = text_of(now)
+  set('updated_at', now)
+  set('item_count', count)
   if title and not known[3] then
     set('title', title)
   end
   if (known[4] or '0') ~= ttl then
     set('ttl', ttl)
   end
-  if second and second - (known[5] or 0) >= TIDY then
-    set('tidied', second)
-    redis.call('ZREMRANGEBYSCORE', batches, '-inf', second - BATCH_MEMORY)
-    redis.call('PEXPIRE', batches, (BATCH_MEMORY + TIDY) * 1000)
-  end
   redis.call('HSET', info, unpack(fields))
-  for _, key in ipairs({items, info}) do
-    if ttl ~= '0' then
-      redis.call('PEXPIRE', key, ttl)
-    elseif (known[4] or '0') ~= '0' then
-      redis.call('PERSIST', key)
-    end
+  if ttl ~= '0' then
+    redis.call('PEXPIRE', items, ttl)
+    redis.call('PEXPIRE', info, ttl)
+  elseif expires then
+    redis.call('PERSIST', items)
+    redis.call('PERSIST', info)
   end
   for position = 4, #KEYS do
     redis.call('ZADD', KEYS[position], now, member)
@@ -80,18 +148,32 @@ local function title_at(position)
 end
 """
 
-# ARGV: …, batch, has title, title, texts. False if the batch was there.
-APPEND = Script.of(f"""{_CONSTANTS}{_COMMON}
-if not begin(ARGV[4]) then
+# ARGV: …, batch, has title, title, texts. 0 if the batch was there.
+APPEND = Script.of(f"""{_COMMON}
+if redis.call('ZSCORE', batches, ARGV[5]) then
   return 0
 end
-written(push(7), title_at(5))
+if unlisted() then
+  return {UNLISTED}
+end
+need_to_remember()
+need_to_write()
+need('RPUSH', items)
+remember(ARGV[5])
+push(8)
+written(title_at(6))
 return 1
 """)
 
-POP = Script.of(f"""{_CONSTANTS}{_COMMON}
+POP = Script.of(f"""{_COMMON}
+if count == 0 then
+  return false
+end
+need_to_write()
+need('RPOP', items)
 local text = redis.call('RPOP', items)
-if text then
+count = count - 1
+if known[1] then
   written()
 end
 return text
@@ -99,57 +181,78 @@ return text
 
 # A row that the app could not read stays, and the answer is empty. So it is for a readable one that cjson refuses, or that
 # would keep other clients waiting while it is parsed: then the app looks itself.
-POP_OBJECT = Script.of(f"""{_CONSTANTS}{_COMMON}
-local text = redis.call('LRANGE', items, -1, -1)[1]
-if not text then
+POP_OBJECT = Script.of(f"""{_COMMON}
+if count == 0 then
   return false
 end
+local text = redis.call('LRANGE', items, -1, -1)[1]
 -- cjson lets control characters pass, which JSON and Python do not.
-local readable = #text < 2^20 and string.sub(text, 1, 1) == '{{' and not string.find(text, '[%z\1-\31]')
+local readable = #text < {MAX_PARSED} and string.find(text, '^{{') and not string.find(text, '%c')
 if not readable or not pcall(cjson.decode, text) then
   return ''
 end
+need_to_write()
+need('RPOP', items)
 redis.call('RPOP', items)
-written()
+count = count - 1
+if known[1] then
+  written()
+end
 return text
 """)
 
-CLEAR = Script.of(f"""{_CONSTANTS}{_COMMON}
+CLEAR = Script.of(f"""{_COMMON}
+if count == 0 and not known[1] then
+  return 1
+end
+need_to_write()
+need('DEL', items)
 redis.call('DEL', items)
-if redis.call('EXISTS', info) == 1 then
+count = 0
+if known[1] then
   written()
 end
 return 1
 """)
 
 # ARGV: …, batch, has title, title, number of expected texts (-1: all that are there), expected texts, texts.
-REPLACE_TAIL = Script.of(f"""{_CONSTANTS}{_COMMON}
-if redis.call('ZSCORE', batches, ARGV[4]) then
+REPLACE_TAIL = Script.of(f"""{_COMMON}
+if redis.call('ZSCORE', batches, ARGV[5]) then
   return 1
 end
-local count = tonumber(ARGV[7])
-local first = 8 + math.max(count, 0)
-if count > 0 then
-  local tail = redis.call('LRANGE', items, -count, -1)
-  if #tail < count then
-    return 0
-  end
-  for position, text in ipairs(tail) do
-    if text ~= ARGV[7 + position] then
+local expected = tonumber(ARGV[8])
+local first = 9 + math.max(expected, 0)
+if count < expected then
+  return 0
+elseif expected > 0 then
+  for position, text in ipairs(redis.call('LRANGE', items, -expected, -1)) do
+    if text ~= ARGV[8 + position] then
       return 0
     end
   end
 end
-if first > #ARGV and redis.call('EXISTS', info) == 0 then
-  return 1  -- nothing in the place of nothing: no session comes into being
+need_to_remember()
+if first > #ARGV and count == 0 and not known[1] then
+  remember(ARGV[5])  -- nothing in the place of nothing: no session comes into being, and a repetition does nothing
+  return 1
 end
-begin(ARGV[4])
-if count < 0 then
+if unlisted() then
+  return {UNLISTED}
+end
+need_to_write()
+need('RPUSH', items)
+need('DEL', items)
+need('LTRIM', items)
+remember(ARGV[5])
+if expected < 0 then
   redis.call('DEL', items)
-elseif count > 0 then
-  redis.call('LTRIM', items, 0, -count - 1)
+  count = 0
+elseif expected > 0 then
+  redis.call('LTRIM', items, 0, -expected - 1)
+  count = count - expected
 end
-written(push(first), title_at(5))
+push(first)
+written(title_at(6))
 return 1
 """)
 
@@ -158,44 +261,45 @@ UPDATE = Script.of("""
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
-if ARGV[1] == '1' then
-  redis.call('HSET', KEYS[1], 'title', ARGV[2])
+local fields = {}
+for position, name in ipairs({'title', 'metadata'}) do
+  if ARGV[2 * position - 1] == '1' then
+    fields[#fields + 1], fields[#fields + 2] = name, ARGV[2 * position]
+  end
 end
-if ARGV[3] == '1' then
-  redis.call('HSET', KEYS[1], 'metadata', ARGV[4])
+if #fields > 0 then
+  redis.call('HSET', KEYS[1], unpack(fields))
 end
 return 1
 """)
 
 # KEYS: items, info. ARGV: had title, title, metadata, has title, title, metadata, first, number of texts, the expected
 # texts, the texts. False if something is not as expected. No time changes, and none to live.
-REWRITE = Script.of("""
+REWRITE = Script.of(f"""{RIGHTS}
 local known = redis.call('HMGET', KEYS[2], 'title', 'metadata', 'created_at')
-if not known[3] or known[1] ~= (ARGV[1] == '1' and ARGV[2]) or (known[2] or '{}') ~= ARGV[3] then
+if not known[3] or known[1] ~= (ARGV[1] == '1' and ARGV[2]) or (known[2] or '{{}}') ~= ARGV[3] then
   return 0
 end
 local first, count = tonumber(ARGV[7]), tonumber(ARGV[8])
-if count > 0 then
-  local rows = redis.call('LRANGE', KEYS[1], 0, -1)
-  for position = 1, count do
-    if rows[first + position] ~= ARGV[8 + position] then
-      return 0
-    end
+local rows = count > 0 and redis.call('LRANGE', KEYS[1], first, first + count - 1) or {{}}
+for position = 1, count do
+  if rows[position] ~= ARGV[8 + position] then
+    return 0
   end
-  for position = 1, count do
-    rows[first + position] = ARGV[8 + count + position]
-  end
-  -- All are written behind the old ones, which then go: so the list is never empty, and keeps its time to live.
-  for from = 1, #rows, 1000 do
-    redis.call('RPUSH', KEYS[1], unpack(rows, from, math.min(from + 999, #rows)))
-  end
-  redis.call('LTRIM', KEYS[1], #rows, -1)
 end
+need('HSET', KEYS[2])
+need('LSET', KEYS[1])
 if ARGV[4] == '1' then
   redis.call('HSET', KEYS[2], 'title', ARGV[5])
 end
-if (known[2] or '{}') ~= ARGV[6] then
+if (known[2] or '{{}}') ~= ARGV[6] then
   redis.call('HSET', KEYS[2], 'metadata', ARGV[6])
+end
+-- One by one: the other rows are not touched, however many there are.
+for position = 1, count do
+  if ARGV[8 + count + position] ~= ARGV[8 + position] then
+    redis.call('LSET', KEYS[1], first + position - 1, ARGV[8 + count + position])
+  end
 end
 return 1
 """)
@@ -215,25 +319,36 @@ end
 return kept
 """)
 
-# KEYS: items, info, and the indexes if they are on this server. ARGV: delete only if last written before this time in
-# microseconds (0: in any case), member. Returns 1 if the session was deleted, 0 if it was written to since, -1 if there
-# is none; and when it was last written to. What is known of its batches stays: a late repeat must not bring it back.
-DELETE = Script.of("""
+# KEYS: items, info, batches, and the indexes if they are on this server. ARGV: delete only if last written before this
+# time in microseconds (0: in any case), member, and, in a cluster, the scores of its entries in the indexes, which are
+# removed next (empty: none): a first write that wrote these before must write new ones. Returns 1 if the session was
+# deleted, 0 if it was written to since, -1 if there is none; and when it was last written to.
+# What is known of its batches stays for its hour: a late repeat must not bring it back.
+DELETE = Script.of(f"""{RIGHTS}
 local updated = redis.call('HGET', KEYS[2], 'updated_at')
-if updated and ARGV[1] ~= '0' and tonumber(updated) >= tonumber(ARGV[1]) then
-  return {0, updated}
+if updated and ARGV[1] ~= '0' and (tonumber(updated) or 0) >= tonumber(ARGV[1]) then
+  return {{0, updated}}
+end
+need('DEL', KEYS[1])
+if ARGV[3] then
+  redis.call('ZSCORE', KEYS[3], 'all')
+  need('ZADD', KEYS[3])
+  need('PEXPIRE', KEYS[3])
+end
+for position = 4, #KEYS do
+  redis.call('ZSCORE', KEYS[position], ARGV[2])
+  need('ZREM', KEYS[position])
+end
+for position, index in ipairs({{'all', 'user'}}) do
+  local score = ARGV[2 + position]
+  if score and score ~= '' then
+    redis.call('ZADD', KEYS[3], score, index)
+    redis.call('PEXPIRE', KEYS[3], {(BATCH_MEMORY_SECONDS + TIDY_SECONDS) * 1000})
+  end
 end
 redis.call('DEL', KEYS[1], KEYS[2])
-for position = 3, #KEYS do
+for position = 4, #KEYS do
   redis.call('ZREM', KEYS[position], ARGV[2])
 end
-return {updated and 1 or -1, updated or ''}
-""")
-
-# KEYS: an index. ARGV: member, score. Takes the member out if nobody wrote to the session since the score was seen.
-UNLIST = Script.of("""
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-end
-return 1
+return {{updated and 1 or -1, updated or ''}}
 """)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+import random
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ from .opening import ConnectedStore
 from .paging import decode_cursor, encode_cursor
 from .redis_connection import Argument, RedisConnection, RedisSettings, Script
 from .redis_index import Entry
-from .redis_keys import canary_key, index_of, keys_of, microseconds, session_of
-from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, POP_OBJECT, REPLACE_TAIL, REWRITE, UPDATE
+from .redis_keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
+from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, POP_OBJECT, REPLACE_TAIL, REWRITE, UNLISTED, UPDATE
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import (
@@ -37,7 +38,8 @@ from .store import (
     SessionInfo,
     SessionKey,
     SessionPage,
-    StoreUnavailable,
+    SessionStoreError,
+    check_aware,
     encode_metadata,
     id_text,
 )
@@ -53,20 +55,25 @@ MAX_LIMIT = 2**62
 """More than any list holds; a larger number would not fit into Redis' own."""
 CHUNK = 100
 """How many sessions are deleted at a time."""
+PORTION = 100
+"""How many rows of a long session are rewritten at a time. The server does nothing else in that time."""
+REFRESH_SECONDS = 1.0
+"""How long a write that is done waits for the session's place in the indexes of a cluster, which may be away."""
+TIDY_EACH = 20
+"""Of so many writes one looks for expired sessions in the indexes, two for each write."""
 
 
 class RedisStore(ConnectedStore):
-    """All sessions under one key prefix, over one set of connections, which opens at the first call.
-
-    Times are those of the clients: `updated_at` never goes back, and is as right as their clocks.
-    """
+    """All sessions under one key prefix, over one set of connections, which opens at the first call."""
 
     settings: RedisSettings
 
     def __init__(self, settings: RedisSettings | None = None) -> None:
         super().__init__(settings or from_environment(RedisSettings))
         self._prefix = self.settings.session_key_prefix
-        self._ttl = round((self.settings.session_ttl or 0) * 1000)
+        self._ttl = self.settings.ttl_milliseconds
+        self._untidied = random.randrange(TIDY_EACH)  # noqa: S311 - no secret
+        self._tidying = False
         self._connection: RedisConnection | None = None
 
     @settles
@@ -108,16 +115,14 @@ class RedisStore(ConnectedStore):
         user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         before = self._entry(cursor) if cursor else None
-        sessions: list[SessionInfo] = []
         # One more than asked for tells whether there is a next page.
-        async with aclosing(
-            redis_index.entries(await self._ready(), index_of(self._prefix, user_id), before, limit + 1)
-        ) as chunks:
-            async for chunk in chunks:
-                sessions += await redis_index.infos(await self._ready(), self._prefix, chunk)
-                if len(sessions) > limit:
-                    break
-        return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)
+        found = await redis_index.page(await self._ready(), self._prefix, user_id, before, limit + 1)
+        sessions = [info for _, info in found[:limit]]
+        if len(found) <= limit:
+            return SessionPage(sessions, None)
+        # A place in the index, which in a cluster has a clock of its own.
+        last = replace(sessions[-1], updated_at=time_of(str(found[limit - 1][0].score)))
+        return SessionPage(sessions, encode_cursor(last))
 
     @settles
     async def update_session(
@@ -136,6 +141,11 @@ class RedisStore(ConnectedStore):
         keys = keys_of(self._prefix, key)
         return bool(await (await self._ready()).evaluate(REWRITE, [keys.items, keys.info], arguments))
 
+    async def rows_from(self, key: SessionKey, first: int) -> tuple[list[str], bool]:
+        items = keys_of(self._prefix, key).items
+        rows: list[str] = await (await self._ready()).call("LRANGE", items, first, first + PORTION - 1)
+        return rows, len(rows) == PORTION
+
     @settles
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._delete([Entry(0, keys_of(self._prefix, key).member)]) == 1
@@ -146,7 +156,7 @@ class RedisStore(ConnectedStore):
 
     @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        return await self._delete_listed(index_of(self._prefix, None), microseconds(older_than), limit)
+        return await self._delete_listed(index_of(self._prefix, None), microseconds(check_aware(older_than)), limit)
 
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         arguments = [*_optional(kept), *_optional(text)]
@@ -179,25 +189,56 @@ class RedisStore(ConnectedStore):
         self, script: Script, key: SessionKey, arguments: Sequence[Argument] = (), *, lists: bool = False
     ) -> Any:
         """Run a script that writes to a session; `lists`: it may begin the session."""
-        connection = await self._ready()
-        keys = keys_of(self._prefix, key)
-        now = time.time_ns() // 1000
-        every = (now, self._ttl, keys.member, *arguments)
-        if not connection.clustered:
-            return await connection.evaluate(script, keys[:5], every)
-        # The indexes are on other nodes: written at the same time, so that it takes no longer. It may be repeated.
-        condition = () if lists else ("XX",)
-        change = asyncio.ensure_future(connection.evaluate(script, keys[:3], every))
-        listing = (connection.call("ZADD", index, *condition, "GT", now, keys.member) for index in keys[3:5])
+        connection, keys = await self._ready(), keys_of(self._prefix, key)
+        if connection.clustered:
+            reply = await self._write_in_cluster(connection, script, keys, arguments, lists=lists)
+        else:
+            reply = await connection.evaluate(script, keys[:5], (self._ttl, keys.member, "", "", *arguments))
+        if self._ttl:
+            await self._tidy_sometimes()
+        return reply
+
+    async def _tidy_sometimes(self) -> None:
+        """Remove expired sessions from the indexes, more than there are new ones."""
+        self._untidied += 1
+        if self._untidied < TIDY_EACH or self._tidying:
+            return
+        count, self._untidied, self._tidying = 2 * self._untidied, 0, True
         try:
-            await redis_index.together(change, *listing)
-        except StoreUnavailable as problem:
-            # It may be that only an index is away. What was popped is returned then: the session stays at its old
-            # place in the list. A new session must be listed, so its batch is sent again, and stored once.
-            if lists or change.exception() is not None:
-                problem.maybe_applied = problem.maybe_applied or change.exception() is None
-                raise
-        return change.result()
+            with suppress(SessionStoreError):  # the write is done
+                await redis_index.tidy_some(await self._ready(), self._prefix, self._ttl / 1000, count)
+        finally:
+            self._tidying = False
+
+    async def _write_in_cluster(
+        self,
+        connection: RedisConnection,
+        script: Script,
+        keys: SessionKeys,
+        arguments: Sequence[Argument],
+        *,
+        lists: bool,
+    ) -> Any:
+        """Write the entries in the indexes, which are on other nodes, at the same time; of a new session before."""
+        deadline = connection.deadline()
+
+        async def write(scores: Sequence[str]) -> Any:
+            return await connection.evaluate(script, keys[:3], (self._ttl, keys.member, *scores, *arguments), deadline)
+
+        listing = asyncio.ensure_future(redis_index.touch(connection, keys, add=lists, deadline=deadline))
+        listing.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at, or not of interest
+        try:
+            reply = await write(("0", "0"))
+            if reply != UNLISTED:
+                # It is listed since it began. An index that is away keeps it at its old place.
+                await asyncio.wait({listing}, timeout=REFRESH_SECONDS)
+                return reply
+            scores = await listing
+            while (reply := await write(scores)) == UNLISTED:  # the entries were removed in between
+                scores = await redis_index.touch(connection, keys, add=lists, deadline=deadline)
+            return reply
+        finally:
+            listing.cancel()
 
     async def _delete_listed(self, index: str, before: int = 0, limit: int | None = None) -> int:
         """Delete sessions of an index, the oldest first; `before`: only those last written before, in microseconds."""
@@ -217,17 +258,18 @@ class RedisStore(ConnectedStore):
         """Delete these sessions; returns how many there were. None of the entries keeps its place in the indexes."""
         connection = await self._ready()
         every = [keys_of(self._prefix, session_of(entry.member)) for entry in found]
-        indexes = slice(3, 3 if connection.clustered else 5)
-        outcomes = await redis_index.together(
-            *(connection.evaluate(DELETE, [*keys[:2], *keys[indexes]], [before, keys.member]) for keys in every)
+        seen = await redis_index.scores(connection, every) if connection.clustered else [()] * len(found)
+        count = 3 if connection.clustered else 5
+        outcomes = await connection.evaluate_all(
+            DELETE,
+            [(keys[:count], [before, keys.member, *scores]) for keys, scores in zip(every, seen, strict=True)],
         )
+        both = list(zip(every, outcomes, strict=True))
         if connection.clustered:
-            gone: list[Entry] = []
-            alive: list[Entry] = []
-            for entry, (outcome, updated) in zip(found, outcomes, strict=True):
-                (gone if outcome else alive).append(Entry(int(updated or entry.score), entry.member))
-            await redis_index.unlist(connection, self._prefix, gone)
-            await redis_index.relist(connection, self._prefix, alive)
+            gone = [(keys, scores) for (keys, (outcome, _)), scores in zip(both, seen, strict=True) if outcome]
+            await redis_index.unlist(connection, gone)
+        alive = [(keys, int(updated)) for keys, (outcome, updated) in both if not outcome]
+        await redis_index.relist(connection, alive)
         return sum(outcome == 1 for outcome, _ in outcomes)
 
     def _entry(self, cursor: str) -> Entry:

@@ -38,11 +38,14 @@ REDIRECTIONS = 16
 
 
 class Topology(Protocol):
-    """Sends packed commands to the server that has their key. Raises what `RedisPool` raises."""
+    """Sends packed commands to the server that has their key, which it may have to find first.
 
-    async def exchange(self, key: Key, packed: bytes) -> Any: ...
-    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]]) -> list[Any]: ...
-    async def everywhere(self, packed: bytes) -> dict[str, Any]: ...
+    Raises what `RedisPool` raises; among the replies of `exchange_all` may be errors.
+    """
+
+    async def exchange(self, key: Key, packed: bytes, deadline: float) -> Any: ...
+    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]], deadline: float) -> list[Any]: ...
+    async def everywhere(self, packed: bytes, deadline: float) -> dict[str, Any]: ...
     async def close(self) -> None: ...
 
 
@@ -57,7 +60,7 @@ class Server:
     def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
         self._address = address
         self._opener = Opener(address)
-        self._pool = RedisPool(self._connect, size, timeout)
+        self._pool = RedisPool(self._connect, size)
         self._primary: tuple[str, int] | None = address.hosts[0] if address.hosts else None
         self._sentinel: Sentinel | None = None
         if address.kind == "sentinel":
@@ -65,24 +68,24 @@ class Server:
             options = {**_finding(timeout), **address.sentinel_login, **tls, "ssl": address.tls}
             self._sentinel = Sentinel(address.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
 
-    async def exchange(self, key: Key, packed: bytes) -> Any:
+    async def exchange(self, key: Key, packed: bytes, deadline: float) -> Any:
         try:
-            return await self._pool.exchange(packed)
+            return await self._pool.exchange(packed, deadline)
         except (NotSent, RedisError, OSError) as error:
             if _lost(error):
                 await self._pool.forget_idle()
             raise
 
-    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]]) -> list[Any]:
+    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]], deadline: float) -> list[Any]:
         try:
-            replies = await self._pool.exchange_all(b"".join(packed for _, packed in commands), len(commands))
+            packed = b"".join(packed for _, packed in commands)
+            return await self._pool.exchange_all(packed, len(commands), deadline)
         except (NotSent, RedisError, OSError):
             await self._pool.forget_idle()
             raise
-        return _without_errors(replies)
 
-    async def everywhere(self, packed: bytes) -> dict[str, Any]:
-        return {self._address.where: await self.exchange(None, packed)}
+    async def everywhere(self, packed: bytes, deadline: float) -> dict[str, Any]:
+        return {self._address.where: await self.exchange(None, packed, deadline)}
 
     async def close(self) -> None:
         await self._pool.close()
@@ -105,7 +108,6 @@ class Cluster:
     def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
         self._opener = Opener(address)
         self._size = size
-        self._timeout = timeout
         options = {name: value for name, value in address.options.items() if name != "db"}
         self._nodes = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
@@ -117,12 +119,12 @@ class Cluster:
         self._pools: dict[tuple[str, int], RedisPool] = {}
         self._stale = True
 
-    async def exchange(self, key: Key, packed: bytes) -> Any:
+    async def exchange(self, key: Key, packed: bytes, deadline: float) -> Any:
         problem: Exception = TryAgainError("The cluster is being rearranged")
         for _ in range(REDIRECTIONS):
-            host, port = await self._node_of(key)
+            host, port = await self._node_of(key, deadline)
             try:
-                return await self._pool(host, port).exchange(packed)
+                return await self._pool(host, port).exchange(packed, deadline)
             except MovedError as moved:
                 problem = moved
                 if moved.host:
@@ -131,7 +133,7 @@ class Cluster:
                     self._stale = True
             except AskError as ask:
                 # For this one command; on the same connection.
-                _, reply = await self._pool(ask.host or host, ask.port).exchange_all(_ASKING + packed, 2)
+                _, reply = await self._pool(ask.host or host, ask.port).exchange_all(_ASKING + packed, 2, deadline)
                 if not isinstance(reply, ResponseError):
                     return reply
                 if not isinstance(reply, TryAgainError):
@@ -144,29 +146,35 @@ class Cluster:
                 raise
         raise problem
 
-    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]]) -> list[Any]:
+    async def exchange_all(self, commands: Sequence[tuple[Key, bytes]], deadline: float) -> list[Any]:
         shares = defaultdict(list)
         for index, (key, _) in enumerate(commands):
-            shares[await self._node_of(key)].append(index)
+            shares[await self._node_of(key, deadline)].append(index)
         replies: list[Any] = [None] * len(commands)
 
         async def exchange_share(node: tuple[str, int], indexes: Sequence[int]) -> None:
             packed = b"".join(commands[index][1] for index in indexes)
-            for index, reply in zip(indexes, await self._pool(*node).exchange_all(packed, len(indexes)), strict=True):
-                moved = isinstance(reply, AskError | TryAgainError)
-                replies[index] = await self.exchange(*commands[index]) if moved else reply
+            answers = await self._pool(*node).exchange_all(packed, len(indexes), deadline)
+            for index, reply in zip(indexes, answers, strict=True):
+                if isinstance(reply, AskError | TryAgainError):  # it moves, or has moved
+                    try:
+                        replies[index] = await self.exchange(*commands[index], deadline)
+                    except ResponseError as error:
+                        replies[index] = error
+                else:
+                    replies[index] = reply
 
         done = await asyncio.gather(*map(exchange_share, shares, shares.values()), return_exceptions=True)
         for error in done:
             if isinstance(error, BaseException):
                 self._stale = True
                 raise error
-        return _without_errors(replies)
+        return replies
 
-    async def everywhere(self, packed: bytes) -> dict[str, Any]:
-        await self._node_of(None)
+    async def everywhere(self, packed: bytes, deadline: float) -> dict[str, Any]:
+        await self._node_of(None, deadline)
         nodes = [(node.host, int(node.port)) for node in self._nodes.get_nodes_by_server_type("primary")]
-        return {f"{host}:{port}": await self._pool(host, port).exchange(packed) for host, port in nodes}
+        return {f"{host}:{port}": await self._pool(host, port).exchange(packed, deadline) for host, port in nodes}
 
     async def close(self) -> None:
         pools, self._pools, self._stale = self._pools, {}, True
@@ -175,10 +183,10 @@ class Cluster:
         await self._nodes.aclose()
         await self._nodes.aclose("startup_nodes")
 
-    async def _node_of(self, key: Key) -> tuple[str, int]:
+    async def _node_of(self, key: Key, deadline: float) -> tuple[str, int]:
         try:
             if self._stale:
-                await self._find_nodes()
+                await self._find_nodes(deadline)
             if key is None:
                 node = self._nodes.default_node
             else:
@@ -188,10 +196,10 @@ class Cluster:
             raise NotSent from error
         return node.host, int(node.port)
 
-    async def _find_nodes(self) -> None:
-        async with asyncio.timeout(self._timeout):
+    async def _find_nodes(self, deadline: float) -> None:
+        async with asyncio.timeout_at(deadline):
             await self._nodes.initialize()
-        notice_cancellation()
+            notice_cancellation()
         self._stale = False
         known = {(node.host, int(node.port)) for node in self._nodes.nodes_cache.values()}
         for gone in self._pools.keys() - known:
@@ -199,7 +207,7 @@ class Cluster:
 
     def _pool(self, host: str, port: int) -> RedisPool:
         if (pool := self._pools.get((host, port))) is None:
-            pool = RedisPool(lambda: self._opener.open((host, port)), self._size, self._timeout)
+            pool = RedisPool(lambda: self._opener.open((host, port)), self._size)
             self._pools[host, port] = pool
         return pool
 
@@ -221,13 +229,6 @@ def _finding(timeout: float) -> dict[str, Any]:
 def _lost(error: BaseException) -> bool:
     """Whether the server is gone, or is not the one to talk to any more."""
     return not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError | ClusterDownError)
-
-
-def _without_errors(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            raise reply
-    return replies
 
 
 def notice_cancellation() -> None:

@@ -21,6 +21,9 @@ S = TypeVar("S", bound="SessionStore")
 T = TypeVar("T")
 P = ParamSpec("P")
 
+SHORTEST_ATTEMPT = 0.05
+"""Seconds that must be left for one more attempt."""
+
 
 async def retried(
     operation: Callable[[], Awaitable[T]], seconds: float, *, repeatable: bool = True, settle: float | None = None
@@ -60,17 +63,18 @@ async def retried(
             # A store may have taken time of its own to settle, at most since the attempt began.
             await _send_once_more(operation, settle, monotonic() - started)
             raise
-        now = monotonic()
-        if now >= deadline or (uncertain and not repeatable):
+        left = deadline - monotonic()
+        if left <= 0 or (not first and left < SHORTEST_ATTEMPT) or (uncertain and not repeatable):
             if not first:
-                logger.warning("Gave up after %d attempts in %.1f s.", attempts, now - deadline + seconds)
+                logger.warning("Gave up after %d attempts in %.1f s.", attempts, seconds - left)
             problem.maybe_applied = uncertain
             raise problem
         if first:
             logger.warning("%s Trying again for %g s.", problem, seconds)
         try:
-            # At once the first time (an idle connection was cut), then slower, and not all clients together.
-            await asyncio.sleep(min(pause * random.uniform(0.5, 1), deadline - now))  # noqa: S311 - no secret
+            # At once the first time (an idle connection was cut), then slower, and not all clients together. Half of
+            # the time left is for the attempt: one without any would be cut, and its outcome unknown.
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1), left / 2))  # noqa: S311 - no secret
         except asyncio.CancelledError:
             if uncertain:
                 await _send_once_more(operation, settle)

@@ -20,6 +20,9 @@ from .store import SessionKey, SessionStore, SessionStoreError, StoreSettings
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
+CLOSE_SECONDS = 5.0
+"""How long closing a forgotten store may take, and hold up the end of its event loop."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -130,7 +133,20 @@ def _begin_closing(store: SessionStore, loop: asyncio.AbstractEventLoop) -> None
 
 
 async def _close(store: SessionStore) -> None:
+    """Close a store, even while the event loop ends: `asyncio.run` cancels all tasks that it knows, and waits for them.
+
+    It waits for this one, and does not know the one that closes.
+    """
+    closing = asyncio.ensure_future(_close_in_time(store))
+    asyncio._unregister_task(closing)
+    while not closing.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({closing})
+
+
+async def _close_in_time(store: SessionStore) -> None:
     try:
-        await store.close()
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await store.close()
     except Exception as error:
         logger.warning("A store that no session uses any more could not be closed: %s", type(error).__name__)

@@ -229,6 +229,17 @@ def _is_deeper(value: object, levels: int) -> bool:
     return levels < 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
+def check_aware(time: datetime) -> datetime:
+    """The same time, if it says which one it is.
+
+    Raises:
+        ValueError: It has no time zone.
+    """
+    if time.utcoffset() is None:
+        raise ValueError("A time without a time zone is ambiguous. Pass one such as datetime.now(UTC).")
+    return time
+
+
 class SessionPage(NamedTuple):
     """Some sessions, newest first, and where to go on (None at the end)."""
 
@@ -397,6 +408,10 @@ class SessionStore(ABC):
             False if something was not as in `before`: then nothing was changed.
         """
 
+    async def rows_from(self, key: SessionKey, first: int) -> tuple[list[str], bool]:
+        """Rows after the oldest `first`, oldest first, as many as are read at a time; and whether there may be more."""
+        return (await self.tail(key, None))[first:], False
+
     @abstractmethod
     async def delete_session(self, key: SessionKey) -> bool:
         """Remove a session and everything in it. False if there was none."""
@@ -411,7 +426,11 @@ class SessionStore(ABC):
 
     @abstractmethod
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        """Remove up to `limit` sessions last written before `older_than`; returns how many. Call until it returns 0."""
+        """Remove up to `limit` sessions last written before `older_than`; returns how many. Call until it returns 0.
+
+        Raises:
+            ValueError: `older_than` has no time zone.
+        """
 
     # ── The store itself ────────────────────────────────────────────────────
 

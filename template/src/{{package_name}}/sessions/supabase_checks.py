@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from .checks import Check
 from .postgres_connection import SCHEMA_VERSION
 from .postgres_schema import Migration, check_migrations
-from .store import SchemaOutdated, SessionStoreError
+from .store import SchemaOutdated, SessionStoreError, how_to
 from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
 from .supabase_history import SUPABASE_HISTORY
+
+if TYPE_CHECKING:
+    from .supabase_client import Caller
 
 _KEYS = {
     "secret": Check("key", "ok", "SUPABASE_KEY is a secret key: for servers only."),
@@ -27,6 +31,13 @@ _KEYS = {
         f"Copy it again ({WHERE_KEYS_ARE}).",
     ),
 }
+
+_HOW_TO_MAKE_ONE = how_to("db server-key", "Use {package}.supabase_server_key") + " to make one"
+_SOUND = (
+    "Row-level security is on for all tables of this app; its policies and triggers keep others out, also where "
+    "policies were added; nothing is granted to anon, and no view shows the tables with the rights of its owner. "
+    "(Functions of others were not looked at.)"
+)
 
 
 async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migration]) -> AsyncGenerator[Check, None]:
@@ -50,6 +61,7 @@ async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migrat
             return
         yield Check("connection", "ok", f"{settings.where} answers in {(perf_counter() - begin) * 1000:.0f} ms.")
         yield await _check_migrations(settings, migrations)
+        yield await _check_server_key(settings, caller)
         try:
             exposed: list[str] = await caller.call("agent_session_exposure", {})
         except SchemaOutdated as error:
@@ -71,9 +83,25 @@ def _check_transport(settings: SupabaseSettings) -> Check:
 
 def _check_exposed(exposed: Sequence[str]) -> Check:
     if not exposed:
-        return Check("row-level security", "ok", "Row-level security is on, and nothing is open to strangers.")
-    todo = "In the SQL editor: alter table … enable row level security; revoke all on … from anon, public."
+        return Check("row-level security", "ok", _SOUND)
+    todo = (
+        "In the SQL editor, one of: alter table … enable row level security; revoke all on … from anon, public; "
+        "alter view … set (security_invoker = true). A policy or trigger: its statement is in supabase/migrations/."
+    )
     return Check("row-level security", "fail", f"Open to others than the owners: {'; '.join(exposed)}.", todo)
+
+
+async def _check_server_key(settings: SupabaseSettings, caller: Caller) -> Check:
+    if settings.server_key is None:
+        what = "SUPABASE_SERVER_KEY is not set"
+        if settings.rights == "secret":
+            return Check("server key", "ok", f"{what}; only changes with the access tokens of users need it.")
+        todo = f"{_HOW_TO_MAKE_ONE}."
+        return Check("server key", "warn", f"{what}: signed-in users can read, and change nothing.", todo)
+    if await caller.call("agent_session_is_server", {}):
+        return Check("server key", "ok", "The database knows the key in SUPABASE_SERVER_KEY.")
+    todo = f"{_HOW_TO_MAKE_ONE} that it knows; `--list` shows those that it knows."
+    return Check("server key", "fail", "The database does not know the key in SUPABASE_SERVER_KEY.", todo)
 
 
 async def _check_migrations(settings: SupabaseSettings, migrations: Sequence[Migration]) -> Check:

@@ -20,7 +20,7 @@ from supabase import AsyncClient, AsyncClientOptions
 from .environment import Hidden
 from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
-from .supabase_connection import SupabaseSettings
+from .supabase_connection import SupabaseSettings, deadline_of
 from .supabase_errors import Refusal, refuse, translate
 from .tracebacks import forget_locals
 
@@ -30,6 +30,14 @@ MAX_IDLE_CONNECTIONS = 10
 """httpx looks at every idle connection at each call: 50 of them double its time."""
 IDLE_SECONDS = 60.0
 """Shorter than what servers and firewalls commonly allow (nginx: 75 s), long enough to span a model call."""
+
+KEY_HEADER = "x-agent-session-key"
+"""Carries the server's key. The names of headers are written once more in `supabase/migrations/`."""
+WAIT_HEADER = "x-agent-session-wait"
+"""How many milliseconds a change may wait in the database for others. PostgREST does not cancel a statement when its
+caller is gone, so one that was given up ends by itself."""
+CONNECT_SHARE = 0.9
+"""Of the time of a call: what is given up earlier than the call itself certainly was not sent."""
 
 OPENING_FUNCTION = "agent_session_open"
 SCHEMA_PAUSES = (0.1, 0.2, 0.4, 0.8)
@@ -51,7 +59,9 @@ class Project:
     def connect(cls, settings: SupabaseSettings) -> Project:
         """Set everything up, without I/O."""
         http = httpx.AsyncClient(
-            timeout=settings.supabase_timeout_seconds,
+            timeout=httpx.Timeout(
+                settings.supabase_timeout_seconds, connect=settings.supabase_timeout_seconds * CONNECT_SHARE
+            ),
             limits=httpx.Limits(
                 max_connections=settings.supabase_pool_max,
                 max_keepalive_connections=min(MAX_IDLE_CONNECTIONS, settings.supabase_pool_max),
@@ -72,25 +82,33 @@ class Project:
         client = AsyncClient(settings.url, settings.key, options)
         return cls(client, http, asyncio.Semaphore(settings.supabase_pool_max))
 
-    async def completed(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The outcome of a request, which goes on to its end (or timeout) even if the caller is cancelled.
+    async def completed(self, request: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
+        """The outcome of a request, which goes on to its end (or timeout) even if the caller does not wait any more.
 
         httpcore 1.0 loses a connection for ever when a request is cancelled, and at times when one waits for its turn
         in vain: soon none would be left. So we do neither. https://github.com/encode/httpcore/issues/1093
 
+        Args:
+            request: Makes the request.
+            deadline: Until when the caller waits, in the time of the event loop.
+
         Raises:
             PoolTimeout: Its turn did not come; nothing was sent.
+            ReadTimeout: It has not ended.
             Exception: What the request raises.
         """
+        clock = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self.http.timeout.pool):
+            async with asyncio.timeout_at(deadline):
                 await self.turns.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout("") from None
         task = asyncio.create_task(request())
         self.requests.add(task)
         task.add_done_callback(self._done)
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=deadline - clock.time())
+        if not task.done():
+            raise httpx.ReadTimeout("")
         if task.cancelled():  # by `close`
             raise httpx.ReadError("")
         return task.result()
@@ -117,6 +135,7 @@ class Caller:
     """Calls functions as one user: the one of an access token, or the role of the key. Belongs to one event loop."""
 
     def __init__(self, settings: SupabaseSettings, access_token: SecretStr | None) -> None:
+        server_key = settings.server_key  # may raise: before anything is made
         self._settings = settings
         self._signed_in = access_token is not None
         pool = (settings.supabase_timeout_seconds, settings.supabase_pool_max)
@@ -136,15 +155,25 @@ class Caller:
         self._api = project.client.schema("public")
         if access_token is not None:
             self._api.auth(access_token.get_secret_value())
+        if server_key is not None:
+            self._api.headers[KEY_HEADER] = server_key
+        wait = min(settings.session_settle_seconds, settings.supabase_timeout_seconds)
+        self._api.headers[WAIT_HEADER] = str(max(1, min(round(wait * 1000), 999_999)))
 
-    async def call(self, function: str, arguments: dict[str, Any]) -> Any:
+    async def call(self, function: str, arguments: dict[str, Any], deadline: float | None = None) -> Any:
         """The value that the function returns, in one round trip.
+
+        Args:
+            function, arguments: What to call.
+            deadline: Until when to wait, in the time of the event loop; None: as long as one call may take.
 
         Raises:
             SessionStoreError: The message says what is wrong and what to do.
         """
+        if deadline is None:
+            deadline = deadline_of(self._settings)
         try:
-            answer = await self._project.completed(self._api.rpc(function, arguments).execute)
+            answer = await self._project.completed(self._api.rpc(function, arguments).execute, deadline)
             return answer.data
         except Refusal as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error
@@ -164,12 +193,12 @@ class Caller:
 
     async def _opening(self, user_id: str) -> Any:
         # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
-        arguments = {"p_user_id": user_id}
+        arguments, deadline = {"p_user_id": user_id}, deadline_of(self._settings)
         for pause in SCHEMA_PAUSES:
             with suppress(SchemaOutdated):
-                return await self.call(OPENING_FUNCTION, arguments)
+                return await self.call(OPENING_FUNCTION, arguments, deadline)
             await asyncio.sleep(pause)
-        return await self.call(OPENING_FUNCTION, arguments)
+        return await self.call(OPENING_FUNCTION, arguments, deadline)
 
     async def close(self) -> None:
         """Give up this caller's share; the last one closes the connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from base64 import urlsafe_b64decode
@@ -11,11 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field, SecretStr
 
 from .postgres_connection import PostgresSettings
-from .store import SettingMissing, StoreSettings
+from .store import SettingMissing, StoreSettings, how_to
 from .tracebacks import forgets_locals
 
 WHERE_KEYS_ARE = "Project settings → API keys; for a local stack, `supabase status` prints them"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+SERVER_KEY = r"[A-Za-z0-9_-]{43}"
+"""256 random bits, as `secrets.token_urlsafe(32)` writes them."""
 
 Rights = Literal["secret", "publishable", "unknown"]
 
@@ -34,8 +38,10 @@ class SupabaseSettings(StoreSettings):
     address of the database, with its password."""
     supabase_key: SecretStr | None = None
     """On a server the secret key (sb_secret_…, or the older service_role); elsewhere the publishable one."""
+    supabase_server_key: SecretStr | None = None
+    """Allows changes in the name of signed-in users (`db server-key` makes one); a secret key needs none."""
     supabase_timeout_seconds: float = Field(default=30.0, gt=0)
-    """For connecting, for waiting for a free connection, and for an answer."""
+    """Of one call: waiting for a free connection, connecting and the answer, together."""
     supabase_pool_max: int = Field(default=20, ge=1)
     """Connections per process, at most. Calls beyond it wait."""
     supabase_db_url: SecretStr | None = None
@@ -91,6 +97,22 @@ class SupabaseSettings(StoreSettings):
         return key
 
     @property
+    @forgets_locals
+    def server_key(self) -> str | None:
+        """The server's key as it is sent, if there is one.
+
+        Raises:
+            SettingMissing: SUPABASE_SERVER_KEY is not a key that `db server-key` made.
+        """
+        if self.supabase_server_key is None:
+            return None
+        key = self.supabase_server_key.get_secret_value().strip()
+        if not re.fullmatch(SERVER_KEY, key):
+            todo = how_to("db server-key", "Call `new_server_key()` from {package}.supabase_server_key")
+            raise SettingMissing(f"SUPABASE_SERVER_KEY is not a server key. Copy it again. {todo} to make one.")
+        return key
+
+    @property
     def rights(self) -> Rights:
         """What the key says of itself: "secret" passes row-level security, "publishable" is for everybody's eyes."""
         if self.key.startswith("sb_secret_"):
@@ -114,6 +136,11 @@ class SupabaseSettings(StoreSettings):
     def is_local(self) -> bool:
         """Whether nobody else can listen on the way."""
         return urlsplit(self.url).hostname in LOCAL_HOSTS
+
+
+def deadline_of(settings: SupabaseSettings) -> float:
+    """When a call ends that begins now, in the time of the running event loop."""
+    return asyncio.get_running_loop().time() + settings.supabase_timeout_seconds
 
 
 def subject_of(access_token: str) -> str:

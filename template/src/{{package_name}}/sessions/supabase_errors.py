@@ -20,6 +20,7 @@ from .supabase_connection import WHERE_KEYS_ARE, SupabaseSettings
 from .tracebacks import forget_locals
 
 CONNECTION_FAILURE = "08006"
+SIZE_POLICY = "agent_sessions_size"
 CUT = ("08", "57P0")
 """Begin of the codes after which a statement may have been carried out; after all others it was rolled back."""
 
@@ -95,10 +96,7 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
             reason = str(error) or type(error).__name__
             return StoreUnavailable(f"Cannot reach {server}: {reason}. Is it up, and SUPABASE_URL right?")
         case httpx.TimeoutException():
-            return StoreUnavailable(
-                f"{server} did not answer within {settings.supabase_timeout_seconds:g} s (SUPABASE_TIMEOUT_SECONDS).",
-                maybe_applied=True,
-            )
+            return timed_out(settings, maybe_applied=True)
         case httpx.HTTPError():
             return StoreUnavailable(
                 f"The connection to {server} was lost ({type(error).__name__}).", maybe_applied=True
@@ -107,6 +105,13 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
             return SettingMissing("SUPABASE_URL is no address of a project. Write https://<project>.supabase.co.")
     # From the encoder, before anything was sent. Its message may quote what it could not encode.
     return SessionStoreError(f"{server}: a title or metadata holds what JSON cannot carry ({type(error).__name__}).")
+
+
+def timed_out(settings: SupabaseSettings, *, maybe_applied: bool = False) -> StoreUnavailable:
+    """What to raise when a call has taken as long as it may."""
+    seconds = f"{settings.supabase_timeout_seconds:g} s (SUPABASE_TIMEOUT_SECONDS)"
+    problem = f"Supabase at {settings.where} did not answer within {seconds}."
+    return StoreUnavailable(problem, maybe_applied=maybe_applied)
 
 
 def _from_database(error: Refusal, server: str) -> SessionStoreError | None:
@@ -144,6 +149,14 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of this project?{source}")
         case ("22023", _) if signed_in:  # the role that it names does not exist
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of a signed-in user?")
+        case ("42501", _) if "needs the server key" in problem:
+            return _without_server_key(server, settings)
+        case ("42501", _) if f'"{SIZE_POLICY}"' in problem:
+            return ItemTooLarge(
+                f"{server}: an item is larger than the database takes from signed-in users; nothing was stored. Refer "
+                "to large files by URL or file id, or raise the limit by the SQL: "
+                f"alter policy {SIZE_POLICY} on public.agent_sessions with check (octet_length(content) <= …)."
+            )
         case ("42501", _) if "row-level security" in problem:
             return WrongOwner(
                 f"{server}: a signed-in user may only write sessions of their own. Leave user_id out, or pass the "
@@ -159,6 +172,20 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
         case ("42501", _):
             return StoreRefused(f"{server}: {problem}. {how_to_upgrade()}: that grants what is needed.")
     return None
+
+
+def _without_server_key(server: str, settings: SupabaseSettings) -> SessionStoreError:
+    what = f"{server}: signed-in users may read their sessions; a change needs the server's key as well"
+    todo = how_to(
+        "db server-key",
+        "Call `add_server_key(settings, new_server_key())` from {package}.supabase_server_key",
+    )
+    if settings.supabase_server_key is None:
+        return SettingMissing(f"{what}, and SUPABASE_SERVER_KEY is not set. {todo}, which makes one.")
+    return StoreRefused(
+        f"{what}, and the database does not know the one in SUPABASE_SERVER_KEY. Is it of this project, and was not "
+        f"removed? {todo}, which makes one that it knows."
+    )
 
 
 def _from_gateway(error: Refusal, server: str) -> SessionStoreError | None:

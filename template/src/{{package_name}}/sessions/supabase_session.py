@@ -32,10 +32,12 @@ from .store import (
     SessionKey,
     SessionPage,
     WrongOwner,
+    check_aware,
     encode_metadata,
     id_text,
 )
-from .supabase_connection import SupabaseSettings, subject_of
+from .supabase_connection import SupabaseSettings, deadline_of, subject_of
+from .supabase_errors import timed_out
 from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
@@ -174,9 +176,10 @@ class SupabaseStore(ConnectedStore):
 
     @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
-        before = older_than.astimezone(UTC).isoformat()
+        before = check_aware(older_than).astimezone(UTC).isoformat()
         return int(await self._call("agent_session_prune", p_older_than=before, p_limit=limit))
 
+    @settles
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         owner = self._owner or ""  # a signed-in user has one of their own
         now: str | None = await self._call("agent_session_canary", p_user_id=owner, p_kept=kept, p_text=text)
@@ -186,10 +189,15 @@ class SupabaseStore(ConnectedStore):
 
     async def _call(self, function: str, /, **arguments: object) -> Any:
         """The single value that the function returns, in one round trip."""
+        deadline = deadline_of(self.settings)
         if not self._admitted or self._loop is not asyncio.get_running_loop():
-            await self.open()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self.open()
+            except TimeoutError:
+                raise timed_out(self.settings) from None
         assert self._caller is not None  # noqa: S101 - it is open
-        return await self._caller.call(function, arguments)
+        return await self._caller.call(function, arguments, deadline)
 
     async def _connect(self) -> str | None:
         from .supabase_client import Caller  # imported late: supabase takes half a second
@@ -246,7 +254,7 @@ class SupabaseSession(SharedStoreSession):
         )
         owner = _owner(user_id, None if access_token is None else subject_of(access_token))
         token = None if access_token is None else SecretStr(access_token)
-        _ = settings.url, settings.key  # which raise what is wrong with them
+        _ = settings.url, settings.key, settings.server_key  # which raise what is wrong with them
         key_of_session = SessionKey(owner, session_id)
         super().__init__(
             settings, lambda: SupabaseStore(settings, access_token), key_of_session, session_settings, token=token

@@ -1,0 +1,155 @@
+"""Scripts do not roll back: a call that the server refuses has changed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import redis
+from pydantic import SecretStr
+
+from my_agent.sessions import RedisSettings, RedisStore, SessionKey, SessionStoreError, StoreRefused, StoreUnavailable
+from my_agent.sessions.redis_checks import COMMANDS
+from my_agent.sessions.redis_connection import RedisConnection
+from my_agent.sessions.redis_keys import keys_of
+from my_agent.sessions.store import Batch, Content, Row
+from tests.redis_fixtures import settings_for
+from tests.redis_servers import PASSWORD, Server
+
+KEY = SessionKey("ada", "s")
+KEYS = keys_of("agent", KEY)
+Snapshot = dict[bytes, tuple[object, bool]]
+
+
+def batch(*contents: str) -> Batch:
+    return Batch.of([Row(content) for content in contents])
+
+
+CALLS: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
+    "append": lambda store: store.append(KEY, batch("c")),
+    "pop": lambda store: store.pop(KEY),
+    "clear": lambda store: store.clear(KEY),
+    "replace all": lambda store: store.replace_tail(KEY, None, batch("summary")),
+    "replace tail": lambda store: store.replace_tail(KEY, ["b"], batch("x", "y")),
+    "update": lambda store: store.update_session(KEY, title="t", metadata={"a": 1}),
+    "rewrite": lambda store: store.rewrite(KEY, Content(None, {}, ["a", "b"]), Content(None, {"b": 2}, ["A", "B"])),
+    "delete": lambda store: store.delete_session(KEY),
+}
+
+
+def admin(server: Server) -> redis.Redis:
+    return redis.Redis("127.0.0.1", server.port, password=PASSWORD)
+
+
+def snapshot(server: Server) -> Snapshot:
+    """Everything that is stored, byte for byte, and what will expire."""
+    with admin(server) as client:
+        return {key: (client.dump(key), client.pttl(key) > 0) for key in sorted(client.keys("*"))}
+
+
+@pytest.fixture
+async def store(own_server: Server, connection: RedisConnection) -> AsyncIterator[RedisStore]:
+    """An open store with one session of the rows a and b, on a server of its own."""
+    async with RedisStore(settings_for(own_server.url, session_ttl=100.0, redis_timeout_seconds=2.0)) as store:
+        await store.append(KEY, batch("a", "b"))
+        yield store
+
+
+async def changes_nothing_if_refused(server: Server, call: Awaitable[object]) -> SessionStoreError | None:
+    before = snapshot(server)
+    try:
+        await call
+    except SessionStoreError as refusal:
+        assert snapshot(server) == before
+        return refusal
+    return None
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("part", ["items", "info", "batches", "all_index", "user_index"])
+async def test_a_key_of_another_app_in_the_way_changes_nothing(
+    store: RedisStore, own_server: Server, part: str, call: str
+) -> None:
+    with admin(own_server) as client:
+        client.set(getattr(KEYS, part), "of another app")
+    refusal = await changes_nothing_if_refused(own_server, CALLS[call](store))
+    assert refusal is None or "SESSION_KEY_PREFIX" in str(refusal)
+
+
+@pytest.mark.parametrize("command", [command.split()[0].lower() for command in COMMANDS])
+@pytest.mark.parametrize("ttl", [None, 100.0])
+async def test_a_user_who_lacks_one_command_changes_nothing_or_all(
+    store: RedisStore, own_server: Server, command: str, ttl: float | None
+) -> None:
+    with admin(own_server) as client:
+        client.execute_command("ACL", "SETUSER", "poor", "reset", "on", ">x", "~agent:*", "+@all", f"-{command}")
+    settings = settings_for(f"redis://poor:x@127.0.0.1:{own_server.port}/0", session_ttl=ttl)
+    poor = RedisStore(settings)
+    for call in CALLS.values():
+        with admin(own_server) as client:
+            client.flushall()
+        await store.append(KEY, batch("a", "b"))
+        refusal = await changes_nothing_if_refused(own_server, call(poor))
+        assert refusal is None or (isinstance(refusal, StoreRefused) and "Grant the rights" in str(refusal)), refusal
+        assert refusal is None or "user_script" not in str(refusal)
+    await poor.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind"), [("maxmemory", "1", StoreRefused), ("min-replicas-to-write", "1", StoreUnavailable)]
+)
+async def test_a_server_that_takes_no_writes_has_changed_nothing(
+    store: RedisStore, own_server: Server, option: str, value: str, kind: type[SessionStoreError]
+) -> None:
+    refused = []
+    for name, call in CALLS.items():
+        with admin(own_server) as client:
+            before = client.config_get(option)[option]
+            client.config_set(option, value)
+            try:
+                refusal = await changes_nothing_if_refused(own_server, call(store))
+            finally:
+                client.config_set(option, before)
+        if refusal is not None:
+            assert isinstance(refusal, kind), refusal
+            refused.append(name)
+    assert "append" in refused
+
+
+@pytest.mark.parametrize("field", ["created_at", "updated_at", "item_count", "ttl", "tidied"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_damaged_field_of_a_session_changes_nothing_or_is_mended(
+    store: RedisStore, own_server: Server, call: str, field: str
+) -> None:
+    with admin(own_server) as client:
+        client.hset(KEYS.info, field, "nonsense")
+    assert await changes_nothing_if_refused(own_server, CALLS[call](store)) is None
+    if call in ("append", "pop", "clear", "replace all", "replace tail") and field != "tidied":
+        with admin(own_server) as client:
+            assert client.hget(KEYS.info, field) != b"nonsense"
+
+
+async def test_a_batch_of_many_rows_is_stored_whole(store: RedisStore) -> None:
+    await store.append(KEY, batch(*(str(n) for n in range(20_000))))
+    assert await store.replace_tail(KEY, [str(n) for n in range(10_000, 20_000)], batch(*(["x"] * 20_000)))
+    assert len(await store.tail(KEY, None)) == 2 + 10_000 + 20_000
+
+
+@pytest.mark.parametrize("ttl", ["1e16", "inf", "nan", "0.0001", "-1", "315360001"])
+def test_a_time_to_live_out_of_bounds_is_refused(ttl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_TTL", ttl)
+    with pytest.raises(ValueError, match=r"0 \(never\), or between 1 second and 10 years"):
+        RedisSettings()
+
+
+@pytest.mark.parametrize("ttl", ["", "0", "1", "86400", "315360000"])
+async def test_a_time_to_live_within_bounds_is_taken(
+    own_server: Server, ttl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TTL", ttl)
+    async with RedisStore(RedisSettings(redis_url=SecretStr(own_server.url))) as store:
+        await store.append(KEY, batch("c"))
+    with admin(own_server) as client:
+        left = client.pttl(KEYS.info)
+    expected = float(ttl or 0) * 1000
+    assert (left == -1) if not expected else (expected - 1000 <= left <= expected)
