@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -55,13 +56,10 @@ async def test_new_damage_is_logged_beside_the_old(
     assert len(lines(caplog)) == 2
 
 
-async def test_damage_of_another_session_is_logged_too(
-    store: SessionStore, damage_row: Damage, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_damage_of_another_session_is_logged_too(store: SessionStore, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for name in ("one", "two"):
-            await store.session(name).add_items([user("Hi")])
-            await damage_row(1, "the same damage")
+            await store.append(SessionKey("", name), Batch.of([Row("the same damage")]))
             for _ in range(3):
                 await store.session(name).get_items()
     assert ["'one'" in line for line in lines(caplog)] == [True, False]
@@ -94,6 +92,144 @@ async def test_damaged_rows_stay_in_their_place_when_an_item_is_popped(store: Se
     info = await store.find_session(KEY)
     assert info is not None
     assert info.item_count == 3
+
+
+DAMAGE = {
+    "truncated": '{"role":"user","con',
+    "list": "[1]",
+    "null": "null",
+    "text": '"text"',
+    "empty": "",
+    "white space": " ",
+    "no JSON": "secret{",
+    "control character": '{"role":"user","content":"a\nb"}',
+    "no number": '{"a":nan}',
+    "half a number": '{"a":1.}',
+    "huge number": '{"a":' + "1" * 5000 + "}",
+}
+
+
+def behind(store: SessionStore) -> SessionStore:
+    """What is stored, as it is stored."""
+    return getattr(store, "inner", store)
+
+
+async def stored(store: SessionStore) -> list[str]:
+    return await behind(store).tail(KEY, None)
+
+
+async def count(store: SessionStore) -> int:
+    info = await store.find_session(KEY)
+    assert info is not None
+    return info.item_count
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_popping_never_removes_what_cannot_be_read(store: SessionStore, damage_row: Damage, damage: str) -> None:
+    session = store.session("s")
+    await session.add_items([user("0"), user("1"), user("2")])
+    await damage_row(1, damage)
+    await damage_row(3, damage)
+    assert text(await session.pop_item()) == "1"
+    assert await stored(store) == [damage, damage]
+    for _ in range(2):
+        assert await session.pop_item() is None
+    assert await stored(store) == [damage, damage]
+    assert await count(store) == 2
+
+
+def deep(levels: int) -> list[Any]:
+    return [] if levels == 0 else [deep(levels - 1)]
+
+
+UNUSUAL: dict[str, Any] = {
+    "infinity": {"role": "user", "content": "a", "value": float("inf")},
+    "half a surrogate pair": {"role": "user", "content": "\ud800"},
+    "deep": {"role": "user", "content": "a", "deep": deep(300)},
+    "white space": {"role": "user", "content": " \t\x7f\u2028 "},
+    "NUL": {"role": "user", "content": "a\0b"},
+    "long": {"role": "user", "content": "x" * 2**20},
+    "empty": {},
+    "large number": {"value": 2**70, "float": 1e300},
+}
+
+
+@pytest.mark.parametrize("item", UNUSUAL.values(), ids=UNUSUAL)
+async def test_an_item_is_popped_whatever_the_server_makes_of_it(store: SessionStore, item: Any) -> None:
+    session = store.session("s")
+    await session.add_items([user("before"), item])
+    assert await session.pop_item() == item
+    assert texts(await session.get_items()) == ["before"]
+    assert await count(store) == 1
+
+
+async def test_a_readable_item_is_popped_without_being_read_before(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = store.session("s")
+    await session.add_items([user("one"), user("two"), anything(type="reasoning", id="r", summary=[])])
+
+    async def fail(*_: object) -> None:
+        raise AssertionError("this takes another round trip")
+
+    for name in ("tail", "take", "append", "replace_tail"):
+        monkeypatch.setattr(store, name, fail)
+    popped = [await session.pop_item() for _ in range(4)]
+    assert [item and item.get("type", "message") for item in popped] == ["reasoning", "message", "message", None]
+
+
+async def test_two_who_pop_below_damage_never_get_the_same_item(store: SessionStore, damage_row: Damage) -> None:
+    await store.session("s").add_items([user(str(number)) for number in range(24)])
+    damaged = (1, 2, 5, 6, 7, 15)
+    for age in damaged:
+        await damage_row(age, f"damage {age}")
+
+    async def pop_all(session: StoredSession) -> list[str]:
+        popped = []
+        while item := await session.pop_item():
+            popped.append(text(item))
+        return popped
+
+    both = await asyncio.gather(*(pop_all(store.session("s")) for _ in range(3)))
+    popped = sorted(int(word) for words in both for word in words)
+    assert popped == [number for number in range(24) if 24 - number not in damaged]
+    assert await stored(store) == [f"damage {age}" for age in reversed(damaged)]
+    assert await count(store) == len(damaged)
+
+
+async def test_popping_below_damage_beside_a_writer_loses_nothing(store: SessionStore, damage_row: Damage) -> None:
+    await store.session("s").add_items([user(str(number)) for number in range(10)])
+    for age in (1, 2, 4):
+        await damage_row(age, f"damage {age}")
+
+    async def write() -> None:
+        for number in range(20):
+            await store.session("s").add_items([user(f"new {number}")])
+
+    async def pop_some() -> list[str]:
+        items = [await store.session("s").pop_item() for _ in range(12)]
+        return [text(item) for item in items if item is not None]
+
+    _, some, others = await asyncio.gather(write(), pop_some(), pop_some())
+    left = texts(await store.session("s").get_items())
+    words = [str(number) for number in range(10) if 10 - number not in (1, 2, 4)]
+    assert sorted(some + others + left) == sorted(words + [f"new {number}" for number in range(20)])
+    assert [row for row in await stored(store) if row.startswith("damage")] == ["damage 4", "damage 2", "damage 1"]
+    assert await count(store) == len(left) + 3
+
+
+async def test_take_removes_the_first_of_the_newest_rows(store: SessionStore) -> None:
+    await store.append(KEY, Batch.of([Row(word) for word in ("x", "y", "x", "z", "x")]))
+    for other in (["y"], ["z", "y"], ["y", "x", "z"], ["x"] * 6):
+        assert not await store.take(KEY, other)
+    assert not await store.take(SessionKey("", "another"), ["x"])
+    assert await store.tail(KEY, None) == ["x", "y", "x", "z", "x"]
+    assert await store.take(KEY, ["x", "z", "x"])
+    assert await store.tail(KEY, None) == ["x", "y", "z", "x"]
+    assert await store.take(KEY, ["x"])
+    assert await store.take(KEY, ["x", "y", "z"])
+    assert await store.tail(KEY, None) == ["y", "z"]
+    assert await count(store) == 2
 
 
 # ── Compaction ──────────────────────────────────────────────────────────────

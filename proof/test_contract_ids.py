@@ -11,7 +11,8 @@ import pytest
 from agents import Agent, RunContextWrapper, Runner, set_tracing_disabled
 
 from my_agent.offline import OfflineModel
-from my_agent.sessions import InvalidSessionId, SessionKey, SessionStore, WrongOwner
+from my_agent.sessions import BackendSettings, InvalidSessionId, SessionKey, SessionStore, WrongOwner
+from my_agent.sessions.shared import SharedStoreSession
 from tests.helpers import texts, user
 
 UUID_TEXT = "0b5f1a52-93a5-4d05-8f6c-2f4d3c0a9b10"
@@ -55,6 +56,47 @@ async def test_what_is_no_id_is_refused_in_one_sentence(store: SessionStore, giv
         store.session(given)
     with pytest.raises(InvalidSessionId, match=f"^user_id must be a str, an int or a UUID, not {kind}\\.$"):
         store.session("s", user_id=given)
+
+
+@pytest.mark.parametrize(("given", "stored"), IDS, ids=repr)
+async def test_a_store_takes_every_kind_of_id(store: SessionStore, given: Any, stored: str) -> None:
+    for each in (given, stored, "another"):
+        await store.session("s", user_id=each).add_items([user("Hi")])
+    key = SessionKey(given, given)
+    assert (key, type(key.user_id), type(key.session_id)) == ((stored, stored), str, str)
+    assert await store.find_session(SessionKey(given, "s")) == await store.find_session(SessionKey(stored, "s"))
+    assert len(await store.tail(SessionKey(given, "s"), None)) == 2
+    page = await store.list_sessions(given)
+    assert [(info.user_id, info.item_count) for info in page.sessions] == [(stored, 2)]
+    assert await store.delete_user(given) == 1
+    assert [info.user_id for info in (await store.list_sessions()).sessions] == ["another"]
+
+
+@pytest.mark.parametrize("given", NO_IDS, ids=lambda given: type(given).__name__)
+async def test_a_store_refuses_what_is_no_id(store: SessionStore, given: Any) -> None:
+    await store.session("s", user_id="1").add_items([user("Hi")])
+    refused = f"^user_id must be a str, an int or a UUID, not {type(given).__name__}\\.$"
+    with pytest.raises(InvalidSessionId, match=refused):
+        SessionKey(given, "s")
+    with pytest.raises(InvalidSessionId, match=refused):  # None too: it is not everybody
+        await store.delete_user(given)
+    if given is not None:
+        with pytest.raises(InvalidSessionId, match=refused):
+            await store.list_sessions(given)
+    assert len((await store.list_sessions()).sessions) == 1
+
+
+@pytest.mark.parametrize(("given", "stored"), IDS, ids=repr)
+async def test_a_session_without_a_store_takes_every_kind_of_id(
+    settings: BackendSettings, given: Any, stored: str
+) -> None:
+    (session_class,) = SharedStoreSession.__subclasses__()
+    make = cast(Any, session_class)
+    async with make(given, user_id=given, settings=settings) as session:
+        assert session.key == (stored, stored)
+        await session.add_items([user("Hi")])
+    async with make(stored, user_id=stored, settings=settings) as session:
+        assert texts(await session.get_items()) == ["Hi"]
 
 
 SAME: list[tuple[Any, Any]] = [

@@ -22,7 +22,7 @@ from my_agent.sessions import SessionInfo, SessionKey, SessionPage, StoreUnavail
 from my_agent.sessions.opening import ConnectedStore
 from my_agent.sessions.paging import decode_cursor, encode_cursor
 from my_agent.sessions.retry import settled
-from my_agent.sessions.store import Batch, Content, StoreSettings
+from my_agent.sessions.store import Batch, Content, Id, StoreSettings, id_text
 
 T = TypeVar("T")
 
@@ -116,14 +116,12 @@ class SqliteStore(ConnectedStore):
         rows = await self._read(f"{_SELECT} WHERE user_id = ? AND session_id = ?", *key)
         return _info(rows[0]) if rows else None
 
-    async def list_sessions(
-        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         limit = max(1, min(limit, 500))
         conditions, values = ["1"], list[object]()
         if user_id is not None:
             conditions.append("user_id = ?")
-            values.append(user_id)
+            values.append(id_text("user_id", user_id))
         if cursor is not None:
             before, *names = decode_cursor(cursor)
             conditions.append("(updated_at, user_id, session_id) < (?, ?, ?)")
@@ -164,9 +162,10 @@ class SqliteStore(ConnectedStore):
     async def delete_session(self, key: SessionKey) -> bool:
         return await self._change(lambda db: self._delete(db, [key])) > 0
 
-    async def delete_user(self, user_id: str) -> int:
+    async def delete_user(self, user_id: Id) -> int:
+        owner = id_text("user_id", user_id)
         find = "SELECT user_id, session_id FROM info WHERE user_id = ?"
-        return await self._change(lambda db: self._delete(db, db.execute(find, [user_id]).fetchall()))
+        return await self._change(lambda db: self._delete(db, db.execute(find, [owner]).fetchall()))
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         find = "SELECT user_id, session_id FROM info WHERE updated_at < ? ORDER BY updated_at LIMIT ?"

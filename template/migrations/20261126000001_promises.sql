@@ -435,3 +435,77 @@ language sql stable set search_path = '' as $$
   -- Not immutable: then a plan made for one role would hold the answer for the next, allowed or not.
   select array[20261126000001, 20261123000001]::bigint[]
 $$;
+
+-- ── Rows that cannot be read ────────────────────────────────────────────────
+
+create function public.agent_session_pop_object(p_user_id text, p_session_id text) returns text
+language plpgsql set search_path = '' as $$
+declare
+  v_id bigint;
+  v_content text;
+  v_readable boolean;
+begin  -- changes
+  perform from public.agent_session_info
+    where user_id = p_user_id and session_id = p_session_id for no key update;
+  if not found then
+    return null;
+  end if;
+  select id, content into v_id, v_content from public.agent_sessions
+    where user_id = p_user_id and session_id = p_session_id
+    order by id desc
+    limit 1;
+  if not found then
+    return null;
+  end if;
+  begin
+    v_readable := json_typeof(v_content::json) = 'object';
+  exception when others then  -- only the cast can fail here
+    v_readable := false;
+  end;
+  if not v_readable then
+    return '';
+  end if;
+  delete from public.agent_sessions where user_id = p_user_id and session_id = p_session_id and id = v_id;
+  update public.agent_session_info
+    set item_count = item_count - 1, updated_at = clock_timestamp()
+    where user_id = p_user_id and session_id = p_session_id;
+  return v_content;
+end
+$$;
+comment on function public.agent_session_pop_object is
+  'Removes and returns the newest item (null: there is none) if it is a JSON object. Otherwise nothing changes: an empty text.';
+
+create function public.agent_session_take(p_user_id text, p_session_id text, p_expected text[]) returns boolean
+language plpgsql set search_path = '' as $$
+declare
+  v_ids bigint[];
+  v_contents text[];
+begin  -- changes
+  perform from public.agent_session_info
+    where user_id = p_user_id and session_id = p_session_id for no key update;
+  if not found then
+    return false;
+  end if;
+  select array_agg(id order by id), coalesce(array_agg(content order by id), '{}') into v_ids, v_contents
+    from (
+      select id, content from public.agent_sessions
+      where user_id = p_user_id and session_id = p_session_id
+      order by id desc
+      limit (select cardinality(p_expected))
+    ) as tail;
+  if v_contents <> p_expected then
+    return false;
+  end if;
+  delete from public.agent_sessions where user_id = p_user_id and session_id = p_session_id and id = v_ids[1];
+  if not found then
+    return false;  -- nothing was expected
+  end if;
+  update public.agent_session_info
+    set item_count = item_count - 1, updated_at = clock_timestamp()
+    where user_id = p_user_id and session_id = p_session_id;
+  return true;
+end
+$$;
+comment on function public.agent_session_take is
+  'Removes the first of the items p_expected, oldest first, if they still are the newest ones. The others keep their id, role '
+  'and time.';

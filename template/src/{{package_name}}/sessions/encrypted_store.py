@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
+from .codec import try_decode
 from .encryption import Cipher, EncryptionSettings, how_to_reencrypt, sealed_metadata
 from .environment import from_environment
 from .store import (
@@ -23,6 +24,7 @@ from .store import (
     Admit,
     Batch,
     Content,
+    Id,
     Row,
     SessionInfo,
     SessionKey,
@@ -75,21 +77,35 @@ class EncryptedStore(SessionStore):
         The row is read, opened, and then taken out if it is still there: so none is lost that does not open. Only the
         last step changes anything, and it settles in the store behind this one.
         """
+        return await self._pop(key, lambda text: True)
+
+    async def pop_object(self, key: SessionKey) -> str | None:
+        """As `pop`; rows that are not a JSON object are left as well, and the newest one that is is taken."""
+        return await self._pop(key, lambda text: try_decode(text) is not None)
+
+    async def _pop(self, key: SessionKey, wanted: Callable[[str], bool]) -> str | None:
         cipher = self._cipher
         asked = 1
         while True:
             rows = await _harmless(self.inner.tail(key, asked))
             for index in reversed(range(len(rows))):
                 text, opens = self._text(cipher, key, rows[index])
-                if opens:
+                if opens and wanted(text):
                     break
             else:
                 if len(rows) < asked:
                     return None
                 asked *= 8
                 continue
-            if await self.inner.replace_tail(key, rows[index:], Batch.of([Row(row) for row in rows[index + 1 :]])):
+            if await self.inner.take(key, rows[index:]):
                 return text
+
+    async def take(self, key: SessionKey, expected_tail: Sequence[str]) -> bool:
+        """As promised, in two round trips: sealed texts differ each time, so the tail is read first."""
+        stored = await _harmless(self.inner.tail(key, len(expected_tail)))
+        if self._texts(self._cipher, key, stored) != list(expected_tail):
+            return False
+        return await self.inner.take(key, stored)
 
     async def clear(self, key: SessionKey) -> None:
         await self.inner.clear(key)
@@ -113,9 +129,7 @@ class EncryptedStore(SessionStore):
         info = await self.inner.find_session(key)
         return None if info is None else self._info(cipher, info)
 
-    async def list_sessions(
-        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         cipher = self._cipher
         page = await self.inner.list_sessions(user_id, limit, cursor)
         return page._replace(sessions=[self._info(cipher, info) for info in page.sessions])
@@ -146,7 +160,7 @@ class EncryptedStore(SessionStore):
     async def delete_session(self, key: SessionKey) -> bool:
         return await self.inner.delete_session(key)
 
-    async def delete_user(self, user_id: str) -> int:
+    async def delete_user(self, user_id: Id) -> int:
         return await self.inner.delete_user(user_id)
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:

@@ -31,7 +31,17 @@ from .postgres_connection import (
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import Batch, Content, SessionInfo, SessionKey, SessionPage, check_aware, encode_metadata
+from .store import (
+    Batch,
+    Content,
+    Id,
+    SessionInfo,
+    SessionKey,
+    SessionPage,
+    check_aware,
+    encode_metadata,
+    id_text,
+)
 from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
@@ -89,6 +99,13 @@ class PostgresStore(ConnectedStore):
         content: str | None = await self._call("SELECT public.agent_session_pop($1, $2)", *key)
         return content
 
+    async def pop_object(self, key: SessionKey) -> str | None:
+        content: str | None = await self._call("SELECT public.agent_session_pop_object($1, $2)", *key)
+        return content
+
+    async def take(self, key: SessionKey, expected_tail: Sequence[str]) -> bool:
+        return bool(await self._call("SELECT public.agent_session_take($1, $2, $3)", *key, list(expected_tail)))
+
     async def clear(self, key: SessionKey) -> None:
         await self._call("SELECT public.agent_session_clear($1, $2)", *key)
 
@@ -103,9 +120,8 @@ class PostgresStore(ConnectedStore):
         found = await self._call("SELECT public.agent_session_find($1, $2)", *key)
         return None if found is None else SessionInfo.of_row(json.loads(found))
 
-    async def list_sessions(
-        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
+        user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         before = decode_cursor(cursor) if cursor else (None, None, None)
         # One more than asked for tells whether there is a next page.
@@ -141,8 +157,8 @@ class PostgresStore(ConnectedStore):
     async def delete_session(self, key: SessionKey) -> bool:
         return bool(await self._call("SELECT public.agent_session_delete($1, $2)", *key))
 
-    async def delete_user(self, user_id: str) -> int:
-        return int(await self._call("SELECT public.agent_session_delete_user($1)", user_id))
+    async def delete_user(self, user_id: Id) -> int:
+        return int(await self._call("SELECT public.agent_session_delete_user($1)", id_text("user_id", user_id)))
 
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         return int(await self._call("SELECT public.agent_session_prune($1, $2)", check_aware(older_than), limit))
@@ -191,6 +207,9 @@ class PostgresStore(ConnectedStore):
 class PostgresSession(SharedStoreSession):
     """A session that needs no store of its own: all with the same settings share one per event loop.
 
+    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries
+    a user_id passes it here too: otherwise the session is refused as another user's.
+
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
         dsn: postgresql://user:password@host:5432/name; DATABASE_URL if left out.
@@ -206,10 +225,10 @@ class PostgresSession(SharedStoreSession):
     @forgets_locals
     def __init__(
         self,
-        session_id: str,
+        session_id: Id,
         dsn: str | None = None,
         *,
-        user_id: str = "",
+        user_id: Id = "",
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: PostgresSettings | None = None,
     ) -> None:

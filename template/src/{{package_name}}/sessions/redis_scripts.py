@@ -20,6 +20,8 @@ TIDY_SECONDS = 60
 """How often the batches that are older are forgotten, if there are any."""
 IN_FLIGHT_SECONDS = 600
 """Longer than a write may take from its entry in the indexes to its data."""
+MAX_PARSED = 2**17
+"""Longest item that a script looks into, in bytes."""
 UNLISTED = -1
 """Answer of a script that would begin a session whose entries in the indexes are not written yet."""
 
@@ -170,6 +172,28 @@ end
 need_to_write()
 need('RPOP', items)
 local text = redis.call('RPOP', items)
+count = count - 1
+if known[1] then
+  written()
+end
+return text
+""")
+
+# A row that the app could not read stays, and the answer is empty. So it is for a readable one that cjson refuses, or that
+# would keep other clients waiting while it is parsed: then the app looks itself.
+POP_OBJECT = Script.of(f"""{_COMMON}
+if count == 0 then
+  return false
+end
+local text = redis.call('LRANGE', items, -1, -1)[1]
+-- cjson lets control characters pass, which JSON and Python do not.
+local readable = #text < {MAX_PARSED} and string.find(text, '^{{') and not string.find(text, '%c')
+if not readable or not pcall(cjson.decode, text) then
+  return ''
+end
+need_to_write()
+need('RPOP', items)
+redis.call('RPOP', items)
 count = count - 1
 if known[1] then
   written()

@@ -27,12 +27,13 @@ from .paging import decode_cursor, encode_cursor
 from .redis_connection import Argument, RedisConnection, RedisSettings, Script
 from .redis_index import Entry
 from .redis_keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
-from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, REPLACE_TAIL, REWRITE, UNLISTED, UPDATE
+from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, POP_OBJECT, REPLACE_TAIL, REWRITE, UNLISTED, UPDATE
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import (
     Batch,
     Content,
+    Id,
     SchemaOutdated,
     SessionInfo,
     SessionKey,
@@ -40,6 +41,7 @@ from .store import (
     SessionStoreError,
     check_aware,
     encode_metadata,
+    id_text,
 )
 from .tracebacks import forgets_locals
 
@@ -90,6 +92,11 @@ class RedisStore(ConnectedStore):
         return content
 
     @settles
+    async def pop_object(self, key: SessionKey) -> str | None:
+        content: str | None = await self._write(POP_OBJECT, key)
+        return content
+
+    @settles
     async def clear(self, key: SessionKey) -> None:
         await self._write(CLEAR, key)
 
@@ -104,9 +111,8 @@ class RedisStore(ConnectedStore):
         keys = keys_of(self._prefix, key)
         return await redis_index.find(await self._ready(), keys.info, keys.member)
 
-    async def list_sessions(
-        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
+        user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         before = self._entry(cursor) if cursor else None
         # One more than asked for tells whether there is a next page.
@@ -145,8 +151,8 @@ class RedisStore(ConnectedStore):
         return await self._delete([Entry(0, keys_of(self._prefix, key).member)]) == 1
 
     @settles
-    async def delete_user(self, user_id: str) -> int:
-        return await self._delete_listed(index_of(self._prefix, user_id))
+    async def delete_user(self, user_id: Id) -> int:
+        return await self._delete_listed(index_of(self._prefix, id_text("user_id", user_id)))
 
     @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
@@ -294,6 +300,9 @@ async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
 class RedisSession(SharedStoreSession):
     """A session that needs no store of its own: all with the same settings share one per event loop.
 
+    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries
+    a user_id passes it here too: otherwise the session is refused as another user's.
+
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
         redis_url: redis://, rediss://, redis+cluster:// or redis+sentinel://…; REDIS_URL if left out.
@@ -309,10 +318,10 @@ class RedisSession(SharedStoreSession):
     @forgets_locals
     def __init__(
         self,
-        session_id: str,
+        session_id: Id,
         redis_url: str | None = None,
         *,
-        user_id: str = "",
+        user_id: Id = "",
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: RedisSettings | None = None,
     ) -> None:

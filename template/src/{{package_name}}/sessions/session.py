@@ -197,29 +197,34 @@ class StoredSession:
         return items[::-1]
 
     async def _pop(self) -> TResponseInputItem | None:
-        text = await self._retried(lambda: self.store.pop(self.key), repeatable=False)
+        text = await self._retried(lambda: self.store.pop_object(self.key), repeatable=False)
         if text is None:
             return None
-        try:
-            return decode_item(text)
-        except UnreadableItem:
-            # Rare, so it may cost more: put the row back and take the newest readable one out from under it.
-            batch = Batch.of([Row(text)])
-            await self._changed(lambda: self.store.append(self.key, batch))
-        return await self._pop_readable()
+        if text:
+            try:
+                return decode_item(text)
+            except UnreadableItem:
+                # An object to the server and not to Python, such as one with a number of 5,000 digits: it goes back.
+                batch = Batch.of([Row(text)])
+                await self._changed(lambda: self.store.append(self.key, batch))
+        return await self._take_readable()
 
-    async def _pop_readable(self) -> TResponseInputItem | None:
-        asked = 8
+    async def _take_readable(self) -> TResponseInputItem | None:
+        """Take the newest readable item out from under rows that cannot be read, which stay."""
+        asked = 1
         while True:
             rows = await self.tail(asked)
             if not self._readable(rows):
                 if len(rows) < asked:
                     return None
-                asked *= 2
+                asked *= 8
                 continue
             index = max(index for index, row in enumerate(rows) if try_decode(row) is not None)
-            if await self._replaced(rows[index:], Batch.of([Row(row) for row in rows[index + 1 :]])):
+            if await self._taken(rows[index:]):
                 return decode_item(rows[index])
+
+    async def _taken(self, expected_tail: Sequence[str]) -> bool:
+        return await self._retried(lambda: self.store.take(self.key, expected_tail), repeatable=False)
 
     async def _replaced(self, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         return await self._changed(lambda: self.store.replace_tail(self.key, expected_tail, batch))

@@ -104,28 +104,39 @@ def key_of(sealed: str) -> str:
     return sealed.removeprefix(SEALED).partition(":")[0][:8]
 
 
-class SessionKey(NamedTuple):
-    """The name of one session. Two users may both have a session called "default" and never meet."""
-
+class _Ids(NamedTuple):
     user_id: str
     session_id: str
 
-    def check(self) -> SessionKey:
-        """This key with both ids as plain text.
+
+class SessionKey(_Ids):
+    """The name of one session. Two users may both have a session called "default" and never meet.
+
+    Ids become plain text here, for every store: 42 and "42" are the same user.
+
+    Raises:
+        InvalidSessionId: An id is of another type than `Id`.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, user_id: Id, session_id: Id) -> Self:
+        return super().__new__(cls, id_text("user_id", user_id), id_text("session_id", session_id))
+
+    def check(self) -> Self:
+        """This key, if every store can keep it.
 
         Raises:
-            InvalidSessionId: An id is of another type than `Id`, too long, empty (the session's), or holds NUL or half
-                a surrogate pair.
+            InvalidSessionId: An id is too long, empty (the session's), or holds NUL or half a surrogate pair.
         """
-        key = SessionKey(id_text("user_id", self.user_id), id_text("session_id", self.session_id))
-        for name, value in zip(("user_id", "session_id"), key, strict=True):
+        for name, value in zip(("user_id", "session_id"), self, strict=True):
             if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
                 raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
             if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
                 raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
-        if not key.session_id:
+        if not self.session_id:
             raise InvalidSessionId("session_id is empty. Give every conversation an id of its own.")
-        return key
+        return self
 
 
 def id_text(name: str, value: object) -> str:
@@ -287,9 +298,9 @@ class SessionStore(ABC):
     """Where sessions are kept. One per process and event loop; sessions are light views on it.
 
     Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
-    All but `pop` may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is finished or
-    undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If the server
-    does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
+    All but those that pop may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is
+    finished or undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If
+    the server does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
@@ -310,7 +321,7 @@ class SessionStore(ABC):
         """
         from .session import StoredSession  # the session builds on the store, so it is imported late
 
-        key = SessionKey(self.owner(id_text("user_id", user_id)), id_text("session_id", session_id))
+        key = SessionKey(self.owner(id_text("user_id", user_id)), session_id)
         return StoredSession(lambda: self, key, session_settings)
 
     def owner(self, user_id: str) -> str:
@@ -335,6 +346,24 @@ class SessionStore(ABC):
     async def pop(self, key: SessionKey) -> str | None:
         """Remove and return the newest row; None if there is none. Two callers never get the same row."""
 
+    async def pop_object(self, key: SessionKey) -> str | None:
+        """As `pop`, for a row that is a JSON object. May not be called again if it was `maybe_applied`.
+
+        Returns:
+            None if there is no row. "" if nothing was removed: the newest row is something else, or this store does not
+            look. Then a session looks itself and calls `take`, which costs two round trips.
+        """
+        return ""
+
+    async def take(self, key: SessionKey, expected_tail: Sequence[str]) -> bool:
+        """Remove the first of the newest rows if those still are `expected_tail`, oldest first. The others stay as they
+        are. May not be called again if it was `maybe_applied`.
+
+        Returns:
+            False if somebody wrote in between: then nothing was changed.
+        """
+        return await self.replace_tail(key, expected_tail, Batch.of([Row(text) for text in expected_tail[1:]]))
+
     @abstractmethod
     async def clear(self, key: SessionKey) -> None:
         """Remove all rows. The session keeps its title and metadata."""
@@ -354,13 +383,12 @@ class SessionStore(ABC):
         """What is known of one session; None if it does not exist."""
 
     @abstractmethod
-    async def list_sessions(
-        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
         """Sessions of a user (None: of everybody), the last written first, `limit` (1 to 500) at a time.
 
         Raises:
             ValueError: `cursor` is not one that this method returned.
+            InvalidSessionId: `user_id` is of another type than `Id`.
         """
 
     @abstractmethod
@@ -389,8 +417,12 @@ class SessionStore(ABC):
         """Remove a session and everything in it. False if there was none."""
 
     @abstractmethod
-    async def delete_user(self, user_id: str) -> int:
-        """Remove all sessions of a user; returns how many there were."""
+    async def delete_user(self, user_id: Id) -> int:
+        """Remove all sessions of a user; returns how many there were.
+
+        Raises:
+            InvalidSessionId: `user_id` is of another type than `Id`. None is not everybody here.
+        """
 
     @abstractmethod
     async def prune(self, older_than: datetime, limit: int = 500) -> int:

@@ -95,6 +95,15 @@ class SupabaseStore(ConnectedStore):
         return content
 
     @settles
+    async def pop_object(self, key: SessionKey) -> str | None:
+        content: str | None = await self._call("agent_session_pop_object", **_named(key))
+        return content
+
+    @settles
+    async def take(self, key: SessionKey, expected_tail: Sequence[str]) -> bool:
+        return bool(await self._call("agent_session_take", **_named(key), p_expected=list(expected_tail)))
+
+    @settles
     async def clear(self, key: SessionKey) -> None:
         await self._call("agent_session_clear", **_named(key))
 
@@ -108,9 +117,8 @@ class SupabaseStore(ConnectedStore):
         found = await self._call("agent_session_find", **_named(key))
         return None if found is None else SessionInfo.of_row(found)
 
-    async def list_sessions(
-        self, user_id: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> SessionPage:
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
+        user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         updated_at, last_user_id, last_session_id = decode_cursor(cursor) if cursor else (None, None, None)
         page = await self._call(
@@ -163,8 +171,8 @@ class SupabaseStore(ConnectedStore):
         return bool(await self._call("agent_session_delete", **_named(key)))
 
     @settles
-    async def delete_user(self, user_id: str) -> int:
-        return int(await self._call("agent_session_delete_user", p_user_id=user_id))
+    async def delete_user(self, user_id: Id) -> int:
+        return int(await self._call("agent_session_delete_user", p_user_id=id_text("user_id", user_id)))
 
     @settles
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
@@ -210,6 +218,9 @@ class SupabaseStore(ConnectedStore):
 class SupabaseSession(SharedStoreSession):
     """A session that needs no store of its own: all with the same settings share one per event loop.
 
+    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries
+    a user_id passes it here too: otherwise the session is refused as another user's.
+
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
         url: https://<project>.supabase.co; SUPABASE_URL if left out.
@@ -228,12 +239,12 @@ class SupabaseSession(SharedStoreSession):
     @forgets_locals
     def __init__(
         self,
-        session_id: str,
+        session_id: Id,
         url: str | None = None,
         key: str | None = None,
         *,
         access_token: str | None = None,
-        user_id: str | None = None,
+        user_id: Id | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: SupabaseSettings | None = None,
     ) -> None:

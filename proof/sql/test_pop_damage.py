@@ -1,0 +1,58 @@
+"""Rows that cannot be read keep their id, role and time when the item below them is popped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from my_agent.sessions import SessionStore
+from tests.helpers import text, user
+
+from ..conftest import BACKEND
+
+
+@pytest.fixture
+async def database(store: SessionStore, request: pytest.FixtureRequest) -> AsyncIterator[asyncpg.Connection]:
+    await store.ping()
+    if BACKEND == "postgres":
+        url = request.getfixturevalue("database_url")
+    else:
+        url = request.getfixturevalue("project")["SUPABASE_DB_URL"]
+    connection = await asyncpg.connect(url, statement_cache_size=0)
+    yield connection
+    await connection.close()
+
+
+async def rows_of(database: asyncpg.Connection) -> list[dict[str, Any]]:
+    return [dict(row) for row in await database.fetch("select * from public.agent_sessions order by id")]
+
+
+@pytest.mark.parametrize("damage", ['{"role":"user","con', "[1]", "", '{"a":nan}'])
+async def test_a_row_that_cannot_be_read_is_not_touched(
+    store: SessionStore, database: asyncpg.Connection, damage: str
+) -> None:
+    session = store.session("s")
+    for number in range(4):
+        await session.add_items([user(str(number))])
+    find = "select id from public.agent_sessions order by id desc limit 2"
+    await database.execute(f"update public.agent_sessions set content = $1 where id in ({find})", damage)
+    before = await rows_of(database)
+    popped = [await session.pop_item(), await session.pop_item(), await session.pop_item()]
+    assert [item and text(item) for item in popped] == ["1", "0", None]
+    assert await rows_of(database) == before[2:]
+
+
+async def test_popping_where_all_rows_are_damaged_changes_nothing(
+    store: SessionStore, database: asyncpg.Connection
+) -> None:
+    session = store.session("s")
+    await session.add_items([user("one"), user("two")])
+    await database.execute("update public.agent_sessions set content = left(content, 10)")
+    find = "select * from public.agent_session_info"
+    before, info = await rows_of(database), await database.fetch(find)
+    assert await session.pop_item() is None
+    assert await rows_of(database) == before
+    assert await database.fetch(find) == info
