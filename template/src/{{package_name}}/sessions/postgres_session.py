@@ -31,17 +31,7 @@ from .postgres_connection import (
 )
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
-from .store import (
-    Batch,
-    Content,
-    Id,
-    SessionInfo,
-    SessionKey,
-    SessionPage,
-    check_aware,
-    encode_metadata,
-    id_text,
-)
+from .store import Batch, Content, Id, SessionInfo, SessionKey, SessionPage, check_aware, encode_metadata, id_text
 from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
