@@ -116,7 +116,7 @@ comment on function public.agent_session_forget is
 -- A batch is recorded where it is stored, by a key that every repetition hits. (A note made by the one who deletes would not
 -- be seen by an append that waits for the deletion: its snapshot is older.)
 --
--- The filter in supabase/migrations/ puts a check into every function that changes something, in place of `-- changes`.
+-- `-- changes` marks every function that changes something: what is built on this file may put a check in its place.
 
 create or replace function public.agent_session_append(
   p_user_id text, p_session_id text, p_batch_id uuid, p_contents text[], p_roles text[], p_title text

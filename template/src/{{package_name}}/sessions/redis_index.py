@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 
 from .redis_connection import Argument, RedisConnection, Script
 from .redis_keys import SessionKeys, index_of, keys_of, session_of, time_of
-from .redis_scripts import IN_FLIGHT_SECONDS, TIME
+from .redis_scripts import TIME
 from .store import SessionInfo
 
 _FIELDS = ("title", "metadata", "item_count", "created_at", "updated_at")
@@ -31,7 +31,9 @@ MANY = 500
 
 # KEYS: an index. ARGV: member, whether to add it if it is not there. Returns its score, 0 if it is not there. Scores of
 # a member grow with each call, so that whoever saw one can tell that there was another call.
-TOUCH = Script.of(f"""{TIME}
+TOUCH = Script.of(
+    TIME
+    + """
 local seen = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '')
 if not seen and ARGV[2] == '0' then
   return '0'
@@ -41,7 +43,8 @@ if seen and seen >= now and seen - now <= SKEW then
 end
 redis.call('ZADD', KEYS[1], text_of(now), ARGV[1])
 return text_of(now)
-""")
+"""
+)
 
 # KEYS: an index. ARGV: member, score. Takes the member out if it still has this score.
 UNLIST = Script.of("""
@@ -79,11 +82,13 @@ return alive
 """)
 
 # KEYS: an index. ARGV: members. Takes out those that are too old to be of a write on its way. For a cluster.
-UNLIST_OLD = Script.of(f"""{TIME}
-local old = {{}}
+UNLIST_OLD = Script.of(
+    TIME
+    + """
+local old = {}
 for _, member in ipairs(ARGV) do
   local age = now - (tonumber(redis.call('ZSCORE', KEYS[1], member) or '') or now)
-  if age > {IN_FLIGHT_SECONDS} * 1000000 or age < -SKEW then
+  if age > IN_FLIGHT or age < -SKEW then
     old[#old + 1] = member
   end
 end
@@ -91,17 +96,21 @@ if #old > 0 then
   redis.call('ZREM', KEYS[1], unpack(old))
 end
 return #old
-""")
+"""
+)
 
 
 # KEYS: the index of all. ARGV: a time to live in seconds, a score, a number from 0 to 1, how many. Returns the first
 # entries that were written to longer ago than that, from this part of the time since the score on.
-OLD = Script.of(f"""{TIME}
+OLD = Script.of(
+    TIME
+    + """
 local highest = now - ARGV[1] * 1000000
 local lowest = ARGV[2] + math.max(highest - ARGV[2], 0) * ARGV[3]
-local places = {{'BYSCORE', 'LIMIT', 0, ARGV[4], 'WITHSCORES'}}
+local places = {'BYSCORE', 'LIMIT', 0, ARGV[4], 'WITHSCORES'}
 return redis.call('ZRANGE', KEYS[1], text_of(lowest), '(' .. text_of(highest), unpack(places))
-""")
+"""
+)
 
 
 class Entry(NamedTuple):

@@ -33,7 +33,9 @@ local function need(command, key)
 end
 """
 
-TIME = """
+TIME = (
+    f"\nlocal IN_FLIGHT = {IN_FLIGHT_SECONDS} * 1000000"
+    + """
 local SKEW = 60 * 1000000
 local clock = redis.call('TIME')
 local second = tonumber(clock[1])
@@ -42,12 +44,15 @@ local function text_of(time)
   return string.format('%.0f', time)
 end
 """
+)
 
+_CONSTANTS = (
+    f"local BATCH_MEMORY, TIDY, MAX_PARSED, UNLISTED = {BATCH_MEMORY_SECONDS}, {TIDY_SECONDS}, {MAX_PARSED}, {UNLISTED}"
+)
 # KEYS are items, info and batches of a session and, where the server is no cluster, the two indexes. ARGV begins with
 # the time to live in milliseconds (0: none), the session's member in the indexes, and, in a cluster, the scores of its
 # entries there (0: not written yet; empty: the indexes are among KEYS).
-_COMMON = f"""
-local BATCH_MEMORY, TIDY, IN_FLIGHT = {BATCH_MEMORY_SECONDS}, {TIDY_SECONDS}, {IN_FLIGHT_SECONDS} * 1000000
+_READ = """
 local items, info, batches = KEYS[1], KEYS[2], KEYS[3]
 local ttl, member = ARGV[1], ARGV[2]
 local count = redis.call('LLEN', items)
@@ -55,7 +60,13 @@ local known = redis.call('HMGET', info, 'created_at', 'updated_at', 'title', 'tt
 for position = 4, #KEYS do
   redis.call('ZSCORE', KEYS[position], member)
 end
-{RIGHTS}{TIME}
+"""
+_COMMON = (
+    _CONSTANTS
+    + _READ
+    + RIGHTS
+    + TIME
+    + """
 local due = second - (tonumber(known[5] or '') or 0) >= TIDY
 local expires = ttl ~= '0' and 'PEXPIRE' or (known[4] or '0') ~= '0' and 'PERSIST'
 
@@ -64,7 +75,7 @@ local function unlisted()
   if known[1] or ARGV[3] == '' then
     return false
   end
-  for position, index in ipairs({{'all', 'user'}}) do
+  for position, index in ipairs({'all', 'user'}) do
     local score, removed = tonumber(ARGV[2 + position]), redis.call('ZSCORE', batches, index)
     if score == 0 or (removed and removed - score >= 0 and removed - score < IN_FLIGHT) then
       return true
@@ -90,7 +101,7 @@ local function need_to_write()
   end
 end
 
-local fields = {{}}
+local fields = {}
 local function set(name, value)
   fields[#fields + 1], fields[#fields + 2] = name, value
 end
@@ -147,14 +158,17 @@ local function title_at(position)
   return ARGV[position] == '1' and ARGV[position + 1]
 end
 """
+)
 
 # ARGV: …, batch, has title, title, texts. 0 if the batch was there.
-APPEND = Script.of(f"""{_COMMON}
+APPEND = Script.of(
+    _COMMON
+    + """
 if redis.call('ZSCORE', batches, ARGV[5]) then
   return 0
 end
 if unlisted() then
-  return {UNLISTED}
+  return UNLISTED
 end
 need_to_remember()
 need_to_write()
@@ -163,9 +177,12 @@ remember(ARGV[5])
 push(8)
 written(title_at(6))
 return 1
-""")
+"""
+)
 
-POP = Script.of(f"""{_COMMON}
+POP = Script.of(
+    _COMMON
+    + """
 if count == 0 then
   return false
 end
@@ -177,17 +194,20 @@ if known[1] then
   written()
 end
 return text
-""")
+"""
+)
 
 # A row that the app could not read stays, and the answer is empty. The same for a readable one that cjson refuses, or
 # that would keep other clients waiting while it is parsed: then the app looks itself.
-POP_OBJECT = Script.of(f"""{_COMMON}
+POP_OBJECT = Script.of(
+    _COMMON
+    + """
 if count == 0 then
   return false
 end
 local text = redis.call('LRANGE', items, -1, -1)[1]
 -- cjson lets control characters pass, which JSON and Python do not.
-local readable = #text < {MAX_PARSED} and string.find(text, '^{{') and not string.find(text, '%c')
+local readable = #text < MAX_PARSED and string.find(text, '^{') and not string.find(text, '%c')
 if not readable or not pcall(cjson.decode, text) then
   return ''
 end
@@ -199,9 +219,12 @@ if known[1] then
   written()
 end
 return text
-""")
+"""
+)
 
-CLEAR = Script.of(f"""{_COMMON}
+CLEAR = Script.of(
+    _COMMON
+    + """
 if count == 0 and not known[1] then
   return 1
 end
@@ -213,10 +236,13 @@ if known[1] then
   written()
 end
 return 1
-""")
+"""
+)
 
 # ARGV: …, batch, has title, title, number of expected texts (-1: all that are there), expected texts, texts.
-REPLACE_TAIL = Script.of(f"""{_COMMON}
+REPLACE_TAIL = Script.of(
+    _COMMON
+    + """
 if redis.call('ZSCORE', batches, ARGV[5]) then
   return 1
 end
@@ -237,7 +263,7 @@ if first > #ARGV and count == 0 and not known[1] then
   return 1
 end
 if unlisted() then
-  return {UNLISTED}
+  return UNLISTED
 end
 need_to_write()
 need('RPUSH', items)
@@ -254,7 +280,8 @@ end
 push(first)
 written(title_at(6))
 return 1
-""")
+"""
+)
 
 # KEYS: info. ARGV: has title, title, has metadata, metadata. False if there is no such session.
 UPDATE = Script.of("""
@@ -275,13 +302,15 @@ return 1
 
 # KEYS: items, info. ARGV: had title, title, metadata, has title, title, metadata, first, number of texts, the expected
 # texts, the texts. False if something is not as expected. No time changes, and none to live.
-REWRITE = Script.of(f"""{RIGHTS}
+REWRITE = Script.of(
+    RIGHTS
+    + """
 local known = redis.call('HMGET', KEYS[2], 'title', 'metadata', 'created_at')
-if not known[3] or known[1] ~= (ARGV[1] == '1' and ARGV[2]) or (known[2] or '{{}}') ~= ARGV[3] then
+if not known[3] or known[1] ~= (ARGV[1] == '1' and ARGV[2]) or (known[2] or '{}') ~= ARGV[3] then
   return 0
 end
 local first, count = tonumber(ARGV[7]), tonumber(ARGV[8])
-local rows = count > 0 and redis.call('LRANGE', KEYS[1], first, first + count - 1) or {{}}
+local rows = count > 0 and redis.call('LRANGE', KEYS[1], first, first + count - 1) or {}
 for position = 1, count do
   if rows[position] ~= ARGV[8 + position] then
     return 0
@@ -292,7 +321,7 @@ need('LSET', KEYS[1])
 if ARGV[4] == '1' then
   redis.call('HSET', KEYS[2], 'title', ARGV[5])
 end
-if (known[2] or '{{}}') ~= ARGV[6] then
+if (known[2] or '{}') ~= ARGV[6] then
   redis.call('HSET', KEYS[2], 'metadata', ARGV[6])
 end
 -- One by one: the other rows are not touched, however many there are.
@@ -302,7 +331,8 @@ for position = 1, count do
   end
 end
 return 1
-""")
+"""
+)
 
 # KEYS: the canary. ARGV: is one expected, which, is there a new one, which. Returns what is kept then.
 CANARY = Script.of("""
@@ -324,10 +354,12 @@ return kept
 # removed next (empty: none): a first write that wrote these before must write new ones. Returns 1 if the session was
 # deleted, 0 if it was written to since, -1 if there is none; and when it was last written to.
 # What is known of its batches stays for its hour: a late repeat must not bring it back.
-DELETE = Script.of(f"""{RIGHTS}
+DELETE = Script.of(
+    RIGHTS
+    + """
 local updated = redis.call('HGET', KEYS[2], 'updated_at')
 if updated and ARGV[1] ~= '0' and (tonumber(updated) or 0) >= tonumber(ARGV[1]) then
-  return {{0, updated}}
+  return {0, updated}
 end
 need('DEL', KEYS[1])
 if ARGV[3] then
@@ -339,7 +371,7 @@ for position = 4, #KEYS do
   redis.call('ZSCORE', KEYS[position], ARGV[2])
   need('ZREM', KEYS[position])
 end
-for position, index in ipairs({{'all', 'user'}}) do
+for position, index in ipairs({'all', 'user'}) do
   local score = ARGV[2 + position]
   if score and score ~= '' then
     redis.call('ZADD', KEYS[3], score, index)
@@ -350,5 +382,6 @@ redis.call('DEL', KEYS[1], KEYS[2])
 for position = 4, #KEYS do
   redis.call('ZREM', KEYS[position], ARGV[2])
 end
-return {{updated and 1 or -1, updated or ''}}
-""")
+return {updated and 1 or -1, updated or ''}
+"""
+)
