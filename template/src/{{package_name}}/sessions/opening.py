@@ -61,11 +61,11 @@ class ConnectedStore(SessionStore):
             self._opening, self._callers = None, 0
         while again or not self._admitted:
             # Calls that come at the same time share the attempt and its outcome, so their timeouts do not add up.
-            self._opening = self._opening or asyncio.create_task(self._open())
+            self._opening = self._opening or asyncio.create_task(self._connect_and_admit())
             if await self._outcome(self._opening):
                 again = False
 
-    async def _open(self) -> None:
+    async def _connect_and_admit(self) -> None:
         admit = self._admit
         try:
             self._connected = True
