@@ -280,7 +280,7 @@ def secrets_of(settings: BackendSettings, address: Callable[[str], str]) -> Back
             continue
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
         if name.endswith("_key"):
-            changed = "sb_secret_planted"
+            changed = "planted" * 6 + "x" if name == "supabase_server_key" else "sb_secret_planted"
         else:
             changed = address(re.sub(r"//([^@/]*@)?", "//somebody:planted@", text) if "http" not in text else text)
         found[name] = SecretStr(changed) if isinstance(value, SecretStr) else changed

@@ -67,6 +67,7 @@ src/my_agent/sessions/__init__.py
 src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
+src/my_agent/sessions/damage.py
 src/my_agent/sessions/environment.py
 src/my_agent/sessions/layers.py
 src/my_agent/sessions/opening.py

@@ -110,8 +110,9 @@ comment on function public.agent_session_forget is
 --   2. the session's row of agent_session_info; of several rows by their key (delete_user), or without waiting (prune).
 --   3. rows of agent_sessions. They are only touched by the holder of 2, so nobody waits here.
 --
--- agent_session_forget locks batches without waiting, at any time. A function that finds no row to lock in 2 returns, and
--- what it reads after 2 it reads in a new statement, which sees what the previous holder of the lock did.
+-- agent_session_forget locks batches without waiting, at any time. A function that finds no row to lock in 2 leaves 3 alone,
+-- and what it reads after 2 it reads in a new statement, which sees what the previous holder of the lock did.
+--
 -- A batch is recorded where it is stored, by a key that every repetition hits. (A note made by the one who deletes would not
 -- be seen by an append that waits for the deletion: its snapshot is older.)
 --
@@ -290,8 +291,10 @@ begin  -- changes
   v_sessions := array(
     select session_id from public.agent_session_info where user_id = p_user_id order by session_id for update
   );
-  delete from public.agent_session_info where user_id = p_user_id and session_id = any (v_sessions);
-  delete from public.agent_sessions where user_id = p_user_id and session_id = any (v_sessions);
+  if cardinality(v_sessions) > 0 then
+    delete from public.agent_session_info where user_id = p_user_id and session_id = any (v_sessions);
+    delete from public.agent_sessions where user_id = p_user_id and session_id = any (v_sessions);
+  end if;
   perform public.agent_session_forget(500);
   return cardinality(v_sessions);
 end
@@ -316,8 +319,10 @@ begin  -- changes
     returning info.user_id, info.session_id
   )
   select coalesce(array_agg(user_id), '{}'), coalesce(array_agg(session_id), '{}') into v_users, v_sessions from gone;
-  delete from public.agent_sessions as item using unnest(v_users, v_sessions) as old (user_id, session_id)
-    where item.user_id = old.user_id and item.session_id = old.session_id;
+  if cardinality(v_sessions) > 0 then
+    delete from public.agent_sessions as item using unnest(v_users, v_sessions) as old (user_id, session_id)
+      where item.user_id = old.user_id and item.session_id = old.session_id;
+  end if;
   perform public.agent_session_forget(10000);
   return cardinality(v_sessions);
 end

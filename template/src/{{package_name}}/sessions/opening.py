@@ -9,6 +9,7 @@ from abc import abstractmethod
 from contextvars import ContextVar
 from weakref import WeakSet
 
+from .retry import finish
 from .store import Admit, SessionStore, SessionStoreError, StoreSettings
 
 INHERITED = (
@@ -30,7 +31,9 @@ class ConnectedStore(SessionStore):
     def __init__(self, settings: StoreSettings) -> None:
         super().__init__(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
+        self._callers = 0
+        """How many calls wait for it."""
         self._connected = self._admitted = False
 
     @abstractmethod
@@ -54,34 +57,68 @@ class ConnectedStore(SessionStore):
             return
         if self._moved_to_this_loop():
             self._forget()
-            self._opening = asyncio.Lock()
             self._connected = self._admitted = False
-        async with self._opening:
-            if self._admitted and not again:
-                return
+            self._opening, self._callers = None, 0
+        while again or not self._admitted:
+            # Calls that come at the same time share the attempt and its outcome, so their timeouts do not add up.
+            self._opening = self._opening or asyncio.create_task(self._open())
+            if await self._outcome(self._opening):
+                again = False
+
+    async def _open(self) -> None:
+        admit = self._admit
+        try:
+            self._connected = True
+            canary = await self._connect()
+            token = _admitting.set(self)
             try:
-                self._connected = True
-                canary = await self._connect()
-                token = _admitting.set(self)
-                try:
-                    await self._admit(canary)
-                finally:
-                    _admitting.reset(token)
-            except BaseException:
-                # One that was open goes on: perhaps the server is away for a moment.
-                if not self._admitted:
-                    self._connected = False
-                    await self._disconnect()
-                raise
-            self._admitted = True
+                await admit(canary)
+            finally:
+                _admitting.reset(token)
+        except BaseException:
+            # One that was open goes on: perhaps the server is away for a moment.
+            if not self._admitted:
+                self._connected = False
+                await self._disconnect()
+            raise
+        self._admitted = admit == self._admit
+
+    async def _outcome(self, opening: asyncio.Task[None]) -> bool:
+        """Wait for it; False if it was given up by those who wanted it."""
+        self._callers += 1
+        try:
+            await asyncio.wait({opening})
+        except asyncio.CancelledError:
+            if self._callers == 1:
+                opening.cancel()
+                await finish(opening, self.settings.session_settle_seconds)
+            raise
+        finally:
+            self._callers -= 1
+            if self._opening is opening and (opening.done() or not self._callers):
+                self._opening = None
+        if opening.cancelled():
+            return False
+        match error := opening.exception():
+            case None:
+                return True
+            case SessionStoreError():
+                # Each caller gets an error of its own. Its call was not sent: only the question of opening was.
+                raise type(error)(str(error)) from error
+            case _:
+                raise error
 
     async def ping(self) -> None:
         await self.open(again=True)
 
     async def close(self) -> None:
-        if not self.inherited:
-            self._connected = self._admitted = False
-            await self._disconnect()
+        if self.inherited:
+            return
+        if (opening := self._opening) is not None and self._loop is asyncio.get_running_loop():
+            opening.cancel()
+            await finish(opening, self.settings.session_settle_seconds)
+        self._connected = self._admitted = False
+        await self._disconnect()
 
     @property
     def inherited(self) -> bool:

@@ -179,7 +179,7 @@ end
 return text
 """)
 
-# A row that the app could not read stays, and the answer is empty. So it is for a readable one that cjson refuses, or
+# A row that the app could not read stays, and the answer is empty. The same for a readable one that cjson refuses, or
 # that would keep other clients waiting while it is parsed: then the app looks itself.
 POP_OBJECT = Script.of(f"""{_COMMON}
 if count == 0 then

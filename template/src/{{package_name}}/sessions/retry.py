@@ -84,7 +84,7 @@ async def retried(
 
 async def _send_once_more(operation: Callable[[], Awaitable[Any]], settle: float | None, spent: float = 0.0) -> None:
     if settle is not None and spent < settle:
-        await _finish(asyncio.ensure_future(operation()), settle - spent)
+        await finish(asyncio.ensure_future(operation()), settle - spent)
 
 
 async def settled(change: Awaitable[T], seconds: float) -> T:
@@ -98,11 +98,11 @@ async def settled(change: Awaitable[T], seconds: float) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await _finish(task, seconds)
+        await finish(task, seconds)
         raise
 
 
-async def _finish(task: asyncio.Future[Any], seconds: float) -> None:
+async def finish(task: asyncio.Future[Any], seconds: float) -> None:
     """For a caller who is cancelled already: wait for the task, but no longer than this. Raises nothing."""
     deadline = monotonic() + seconds
     while not task.done() and (left := deadline - monotonic()) > 0:

@@ -22,7 +22,7 @@ from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
 from .supabase_connection import SupabaseSettings, deadline_of
 from .supabase_errors import Refusal, refuse, translate
-from .tracebacks import forget_locals
+from .tracebacks import forget_locals, forgets_locals
 
 T = TypeVar("T")
 
@@ -134,6 +134,7 @@ _projects: dict[tuple[asyncio.AbstractEventLoop, Hidden], Project] = {}
 class Caller:
     """Calls functions as one user: the one of an access token, or the role of the key. Belongs to one event loop."""
 
+    @forgets_locals
     def __init__(self, settings: SupabaseSettings, access_token: SecretStr | None) -> None:
         server_key = settings.server_key  # may raise: before anything is made
         self._settings = settings
