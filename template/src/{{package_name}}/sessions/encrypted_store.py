@@ -52,7 +52,9 @@ class EncryptedStore(SessionStore):
         super().__init__(inner.settings)
         self.inner = inner
         known = inner.settings
-        self.keys = settings or (known if isinstance(known, EncryptionSettings) else from_environment(EncryptionSettings))
+        self.keys = settings or (
+            known if isinstance(known, EncryptionSettings) else from_environment(EncryptionSettings)
+        )
         inner.guard(self._check_canary)
 
     @cached_property

@@ -20,7 +20,7 @@ TIDY_SECONDS = 60
 """How often the batches that are older are forgotten, if there are any."""
 IN_FLIGHT_SECONDS = 600
 """Longer than a write may take from its entry in the indexes to its data."""
-MAX_PARSED = 2**17
+MAX_PARSED = 2**15
 """Longest item that a script looks into, in bytes."""
 UNLISTED = -1
 """Answer of a script that would begin a session whose entries in the indexes are not written yet."""
