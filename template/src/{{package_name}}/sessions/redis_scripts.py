@@ -197,8 +197,8 @@ return text
 """
 )
 
-# A row that the app could not read stays, and the answer is empty. The same for a readable one that cjson refuses, or
-# that would keep other clients waiting while it is parsed: then the app looks itself.
+# A row that the app could not read stays, and the answer is empty. A long one is not parsed, because other clients would
+# wait for it: it counts as readable if its ends are those of an object, and the app puts it back if it is not.
 POP_OBJECT = Script.of(
     _COMMON
     + """
@@ -207,8 +207,8 @@ if count == 0 then
 end
 local text = redis.call('LRANGE', items, -1, -1)[1]
 -- cjson lets control characters pass, which JSON and Python do not.
-local readable = #text < MAX_PARSED and string.find(text, '^{') and not string.find(text, '%c')
-if not readable or not pcall(cjson.decode, text) then
+local readable = string.find(text, '^{') and string.find(text, '}%s*$') and not string.find(text, '%c')
+if not readable or (#text < MAX_PARSED and not pcall(cjson.decode, text)) then
   return ''
 end
 need_to_write()
