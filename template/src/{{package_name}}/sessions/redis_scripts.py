@@ -197,8 +197,8 @@ return text
 """
 )
 
-# A row that the app could not read stays, and the answer is empty. A long one is not parsed, because other clients would
-# wait for it: it counts as readable if its ends are those of an object, and the app puts it back if it is not.
+# A row that the app could not read stays, and the answer is empty. A long one is not parsed, because other clients
+# would wait for it: it counts as readable if its ends are those of an object; the app puts it back if it is not.
 POP_OBJECT = Script.of(
     _COMMON
     + """
