@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 
 from my_agent.sessions import SessionKey, SessionStore
+from my_agent.sessions.paging import encode_cursor
 from my_agent.sessions.store import Batch, Row
 
 
@@ -16,3 +18,11 @@ async def test_a_time_without_a_time_zone_is_refused(store: SessionStore) -> Non
     with pytest.raises(ValueError, match=r"datetime\.now\(UTC\)"):
         await store.prune(naive)
     assert len((await store.list_sessions()).sessions) == 1
+
+
+async def test_a_cursor_without_a_time_zone_is_refused(store: SessionStore) -> None:
+    await store.append(SessionKey("", "s"), Batch.of([Row("a")]))
+    (info,) = (await store.list_sessions()).sessions
+    naive = replace(info, updated_at=info.updated_at.replace(tzinfo=None))
+    with pytest.raises(ValueError, match="no cursor of list_sessions"):
+        await store.list_sessions(cursor=encode_cursor(naive))

@@ -132,6 +132,30 @@ async def test_appends_that_wait_for_another_writer_end_with_their_calls(
         assert texts(await few.session("s").get_items()) == ["before"]
 
 
+async def test_what_a_session_sends_again_for_a_cancelled_caller_ends_with_the_call(
+    settings: PostgresSettings, store: PostgresStore, observer: Observer
+) -> None:
+    await store.session("s").add_items([user("before")])
+    patient = settings.model_copy(update={"database_pool_max": 2, "session_settle_seconds": 1.0})
+    async with PostgresStore(patient) as few:
+        await few.session("s").get_items()
+        for _ in range(3):
+            await observer.hold(LOCK_ROW)
+            calls = [asyncio.create_task(few.session("s").add_items([user("late")])) for _ in range(4)]
+            await asyncio.sleep(0.2)
+            for call in calls:
+                call.cancel()
+            begin = monotonic()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            waiting = await observer.waiting()
+            await observer.let_go()
+            assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+            assert waiting == 0
+            assert monotonic() - begin < 2
+        await asyncio.sleep(0.3)
+        assert texts(await few.session("s").get_items()) == ["before"]
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 async def test_a_change_that_timed_out_is_never_made(
     settings: PostgresSettings, store: PostgresStore, observer: Observer, change: Call

@@ -76,3 +76,14 @@ async def test_a_listing_and_a_look_agree_on_times(store: RedisStore, servers: S
     listed = (await store.list_sessions("ada")).sessions
     assert [info.session_id for info in listed] == ["4", "3", "2", "1", "0"]
     assert listed == [await store.find_session(SessionKey("ada", info.session_id)) for info in listed]
+
+
+async def test_batches_are_forgotten_in_time_where_a_clock_was_wrong(store: RedisStore) -> None:
+    sent = batch("a")
+    await store.append(KEY, sent)
+    connection = await store._ready()
+    future = microseconds(datetime.now(UTC) + YEARS) // 10**6
+    await connection.call("HSET", KEYS.info, "tidied", future)
+    await connection.call("ZADD", KEYS.batches, 1, sent.id.bytes)
+    await store.append(KEY, batch("b"))
+    assert len(await connection.call("ZRANGE", KEYS.batches, 0, -1)) == 1

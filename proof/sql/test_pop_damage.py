@@ -56,3 +56,19 @@ async def test_popping_where_all_rows_are_damaged_changes_nothing(
     assert await session.pop_item() is None
     assert await rows_of(database) == before
     assert await database.fetch(find) == info
+
+
+async def test_rows_that_were_not_counted_are_popped_and_the_count_is_right_again(
+    store: SessionStore, database: asyncpg.Connection
+) -> None:
+    """Versions before left such rows where a session was cleared while it was made."""
+    session = store.session("s")
+    for taken in (session.pop_item, session.clear_session, lambda: session.replace_tail(None, [])):
+        await session.add_items([user("one")])
+        await database.execute("update public.agent_session_info set item_count = 0")
+        await taken()
+        await session.add_items([user("two"), user("three")])
+        found = await store.find_session(session.key)
+        assert found is not None
+        assert found.item_count == len(await session.get_items()) == 2
+        await session.clear_session()

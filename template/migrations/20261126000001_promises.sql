@@ -243,7 +243,7 @@ begin  -- changes
 
   with session as (
     update public.agent_session_info
-      set item_count = item_count - v_removed + cardinality(p_contents),
+      set item_count = greatest(item_count - v_removed, 0) + cardinality(p_contents),
           updated_at = clock_timestamp(),
           title = case when cardinality(p_contents) > 0 then coalesce(title, p_title) else title end
       where user_id = p_user_id and session_id = p_session_id
@@ -466,8 +466,9 @@ begin  -- changes
     return '';
   end if;
   delete from public.agent_sessions where user_id = p_user_id and session_id = p_session_id and id = v_id;
+  -- Versions before left rows that were not counted.
   update public.agent_session_info
-    set item_count = item_count - 1, updated_at = clock_timestamp()
+    set item_count = greatest(item_count - 1, 0), updated_at = clock_timestamp()
     where user_id = p_user_id and session_id = p_session_id;
   return v_content;
 end
@@ -501,7 +502,7 @@ begin  -- changes
     return false;  -- nothing was expected
   end if;
   update public.agent_session_info
-    set item_count = item_count - 1, updated_at = clock_timestamp()
+    set item_count = greatest(item_count - 1, 0), updated_at = clock_timestamp()
     where user_id = p_user_id and session_id = p_session_id;
   return true;
 end

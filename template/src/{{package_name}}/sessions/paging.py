@@ -7,7 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
 from typing import NamedTuple
 
-from .store import SessionInfo, SessionKey
+from .store import SessionInfo, SessionKey, check_aware
 
 
 def encode_cursor(last: SessionInfo) -> str:
@@ -24,7 +24,7 @@ def decode_cursor(cursor: str) -> tuple[datetime, str, str]:
     """
     try:
         updated_at, user_id, session_id = json.loads(urlsafe_b64decode(cursor))
-        return datetime.fromisoformat(updated_at), str(user_id), str(session_id)
+        return check_aware(datetime.fromisoformat(updated_at)), str(user_id), str(session_id)
     except (ValueError, TypeError):
         raise ValueError("This is no cursor of list_sessions.") from None
 

@@ -132,12 +132,13 @@ class RedisConnection:
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
-    async def call_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    async def call_all(self, commands: Sequence[tuple[Argument, ...]], deadline: float | None = None) -> list[Any]:
         """Send commands at once, each to the server that has its key (its first argument), in one round trip.
 
         Returns the replies in the same order. All were carried out, unless it raises: then each may have been or not.
         """
-        return self._checked(await self._exchange_all([(each[1], _pack(*each)) for each in commands], self.deadline()))
+        packed = [(each[1], _pack(*each)) for each in commands]
+        return self._checked(await self._exchange_all(packed, deadline or self.deadline()))
 
     async def evaluate_all(
         self,

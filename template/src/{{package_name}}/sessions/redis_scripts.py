@@ -67,7 +67,8 @@ _COMMON = (
     + RIGHTS
     + TIME
     + """
-local due = second - (tonumber(known[5] or '') or 0) >= TIDY
+-- Both ways: it may have been written under a wrong clock.
+local due = math.abs(second - (tonumber(known[5] or '') or 0)) >= TIDY
 local expires = ttl ~= '0' and 'PEXPIRE' or (known[4] or '0') ~= '0' and 'PERSIST'
 
 -- Whether the session would be new, and its entries in the indexes of a cluster are missing or were removed since.

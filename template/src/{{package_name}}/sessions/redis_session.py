@@ -158,6 +158,7 @@ class RedisStore(ConnectedStore):
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         return await self._delete_listed(index_of(self._prefix, None), microseconds(check_aware(older_than)), limit)
 
+    @settles
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         arguments = [*_optional(kept), *_optional(text)]
         now: str | None = await (await self._ready()).evaluate(CANARY, [canary_key(self._prefix)], arguments)
@@ -274,8 +275,6 @@ class RedisStore(ConnectedStore):
 
     def _entry(self, cursor: str) -> Entry:
         updated_at, user_id, session_id = decode_cursor(cursor)
-        if updated_at.tzinfo is None:
-            raise ValueError("This is no cursor of list_sessions.")
         return Entry(microseconds(updated_at), keys_of(self._prefix, SessionKey(user_id, session_id)).member)
 
 
@@ -285,10 +284,11 @@ async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
     Raises:
         SchemaOutdated: It is newer.
     """
-    key = f"{prefix}:format"
-    stored, canary = await connection.call_all([("GET", key), ("GET", canary_key(prefix))])
+    key, deadline = f"{prefix}:format", connection.deadline()
+    stored, canary = await connection.call_all([("GET", key), ("GET", canary_key(prefix))], deadline)
     # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
-    stored = stored or await connection.call("SET", key, FORMAT, "NX", "GET")
+    if not stored:
+        (stored,) = await connection.call_all([("SET", key, FORMAT, "NX", "GET")], deadline)
     if stored is not None and int(stored) > FORMAT:
         raise SchemaOutdated(
             f"The sessions under {prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "

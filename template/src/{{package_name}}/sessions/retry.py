@@ -103,17 +103,26 @@ async def settled(change: Awaitable[T], seconds: float) -> T:
 
 
 async def finish(task: asyncio.Future[Any], seconds: float) -> None:
-    """For a caller who is cancelled already: wait for the task, but no longer than this. Raises nothing."""
+    """For a caller who is cancelled already: wait for the task, but no longer than this. Raises nothing.
+
+    The last tenth of the time is for cancelling it as well: a store that can end its call at the server does it then,
+    and what still waits there for a lock is not carried out after the caller was told that all is over.
+    """
     deadline = monotonic() + seconds
+    await _ended(task, deadline - seconds / 10)
+    if not task.done():
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio complains of it
+        await _ended(task, deadline)
+        logger.warning("The outcome of a cancelled call is not known after %g s.", seconds)
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("A cancelled call failed: %s", error)
+
+
+async def _ended(task: asyncio.Future[Any], deadline: float) -> None:
     while not task.done() and (left := deadline - monotonic()) > 0:
         with suppress(asyncio.CancelledError):  # being cancelled once is enough
             await asyncio.wait({task}, timeout=left)
-    if not task.done():
-        logger.warning("The outcome of a cancelled call is not known after %g s.", seconds)
-        task.cancel()
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio complains of it
-    elif not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("A cancelled call failed: %s", error)
 
 
 def settles(
