@@ -98,11 +98,11 @@ async def test_what_remembers_a_batch_holds_no_content(store: SessionStore, owne
 
 async def test_opening_is_one_question(store: SessionStore, owner: asyncpg.Connection) -> None:
     versions = await owner.fetchval("SELECT agent_session_schema_version()::text[]")
-    assert await owner.fetchval("SELECT agent_session_open('')") == [*versions, None]
+    assert await owner.fetchval("SELECT (agent_session_open(''))[1:3]") == [*versions, None]
     await owner.execute("INSERT INTO agent_session_canary VALUES ('', 'app'), ('ada', 'user')")
-    assert await owner.fetchval("SELECT agent_session_open('')") == [*versions, "app"]
-    assert await owner.fetchval("SELECT agent_session_open('ada')") == [*versions, "user"]
-    assert await owner.fetchval("SELECT agent_session_open('bob')") == [*versions, None]
+    assert await owner.fetchval("SELECT (agent_session_open(''))[1:3]") == [*versions, "app"]
+    assert await owner.fetchval("SELECT (agent_session_open('ada'))[1:3]") == [*versions, "user"]
+    assert await owner.fetchval("SELECT (agent_session_open('bob'))[1:3]") == [*versions, None]
 
 
 # ── Partitions ──────────────────────────────────────────────────────────────

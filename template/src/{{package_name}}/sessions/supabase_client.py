@@ -181,16 +181,16 @@ class Caller:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise translate(error, self._settings, signed_in=self._signed_in) from error
 
-    async def open(self, user_id: str) -> str | None:
-        """The canary of a user, if the schema fits.
+    async def open(self, user_id: str) -> tuple[str | None, str | None]:
+        """The canary of a user, and that of others if this one has none; if the schema fits.
 
         Raises:
             SchemaOutdated: It does not, or is not there.
         """
         answer = await self._opening(user_id)
-        if not (isinstance(answer, list) and len(answer) == 3):
+        if not (isinstance(answer, list) and len(answer) == 4):
             raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
-        return read_opening(answer)
+        return read_opening(answer[:3]), answer[3]
 
     async def _opening(self, user_id: str) -> Any:
         # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html

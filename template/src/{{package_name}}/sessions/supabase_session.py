@@ -204,7 +204,10 @@ class SupabaseStore(ConnectedStore):
 
         if self._caller is None:
             self._caller = Caller(self.settings, self._token)
-        return await self._caller.open(self._owner or "")
+        own, others = await self._caller.open(self._owner or "")
+        if others is not None:
+            await self._admit(others)  # a user who is new has no canary yet
+        return own
 
     async def _disconnect(self) -> None:
         caller, self._caller = self._caller, None
