@@ -121,7 +121,8 @@ def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path) -> None:
 
 
 async def test_a_folder_that_was_removed_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir((tmp_path / "gone").mkdir() or tmp_path / "gone")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert load_settings().history_max_items == 200
     monkeypatch.chdir(tmp_path)

@@ -21,5 +21,5 @@ def add_signal_handler(loop: Any, *arguments: Any) -> None:
         raise NotImplementedError
 
 
-asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler  # type: ignore[method-assign]
+asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler  # type: ignore[assignment,method-assign]
 runpy.run_path(str(Path(tests.slow_agent.__file__)), run_name="__main__")

@@ -203,6 +203,7 @@ src/my_agent/sessions/supabase_errors.py
 src/my_agent/sessions/supabase_history.py
 src/my_agent/sessions/supabase_server_key.py
 src/my_agent/sessions/supabase_session.py
+src/my_agent/sessions/supabase_token.py
 supabase/config.toml
 supabase/local/gateway.conf.template
 supabase/local/roles.sh

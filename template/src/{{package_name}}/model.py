@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from agents import set_tracing_disabled, set_tracing_export_api_key
 from agents.models.default_models import get_default_model
 from agents.models.interface import Model
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_responses import OpenAIResponsesModel
-from httpx import URL, InvalidURL
 from openai import AsyncOpenAI
 
 from .offline import OfflineModel
@@ -58,10 +58,10 @@ def address_of(settings: Settings) -> str | None:
     """
     address = (settings.openai_base_url or "").strip()
     try:
-        url = URL(address)
-        usable = not address or (url.scheme in ("http", "https") and url.host)
-    except InvalidURL:
+        url = urlsplit(address)
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and address.isprintable()
+    except ValueError:  # the port is no number, or a bracket is open
         usable = False
-    if not usable:
+    if address and (not usable or " " in address):
         raise SettingMissing("OPENAI_BASE_URL is not an address of a server. Write it as https://host/v1.")
     return address or None

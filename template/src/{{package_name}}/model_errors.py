@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 from agents import InputGuardrailTripwireTriggered, MaxTurnsExceeded, OutputGuardrailTripwireTriggered
 
@@ -55,9 +54,8 @@ def forget_key(error: BaseException) -> None:
         for key in keys:
             if len(key) >= SHORTEST_KEY:
                 each.args = _without(key, each.args)
-                for name in ("message", "body"):
-                    if hasattr(each, name):
-                        setattr(each, name, _without(key, getattr(each, name)))
+                for name, value in list(vars(each).items()):
+                    setattr(each, name, _without(key, value))
 
 
 def _lacking_api(error: openai.APIStatusError) -> str | None:
@@ -86,12 +84,13 @@ def _chain(error: BaseException | None, seen: frozenset[int] = frozenset()) -> I
             yield from _chain(other, seen | {id(error)})
 
 
-def _request(error: BaseException) -> httpx.Request | None:
+def _request(error: BaseException) -> Any:
+    """The HTTP request that failed, of whichever library; None if there was none."""
     try:
         request = getattr(error, "request", None)
-    except RuntimeError:  # so httpx says that there is none
+    except RuntimeError:  # so the library says that there is none
         return None
-    return request if isinstance(request, httpx.Request) else None
+    return request if hasattr(request, "headers") and hasattr(request, "url") else None
 
 
 def _without(key: str, value: Any) -> Any:
