@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,6 +68,54 @@ def test_compose_is_really_asked(render: Render) -> None:
         project.run(COMPOSE, "-f", "docker-compose.yml", "config")
 
 
+def services(project: Project) -> dict[str, dict[str, Any]]:
+    """What Compose makes of the file, with the project's `.env`."""
+    config = project.run(COMPOSE, "-f", "docker-compose.yml", "--profile", "chat", "config", "--format", "json")
+    return dict(json.loads(config)["services"])
+
+
+@pytest.mark.parametrize("backend", ["postgres-encrypted", "redis", "supabase"])
+def test_the_settings_of_env_reach_the_app_in_its_image(installed: Install, tmp_path: Path, backend: str) -> None:
+    source = installed(backend)
+    project = Project(tmp_path)
+    shutil.copy(source.path / "docker-compose.yml", tmp_path)
+    fresh = services(project)["app"]["environment"]
+    program = "from my_agent.settings import Settings; print(*(name.upper() for name in Settings.model_fields))"
+    names = set(source.run(".venv/bin/python", "-c", program).split())
+    of_the_host = {"DEV_SERVER", "DATABASE_POOLER", "SUPABASE_DB_URL"}
+    assert names - of_the_host == set(fresh)
+    (tmp_path / ".env").write_text("HISTORY_MAX_ITEMS=7\n")
+    assert services(project)["app"]["environment"] == {**fresh, "HISTORY_MAX_ITEMS": "7"}
+    assert fresh["HISTORY_MAX_ITEMS"] is None
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_no_service_needs_a_port_of_the_host_that_may_be_taken(render: Render, backend: str) -> None:
+    project = render(backend=backend)
+    ports = [port for service in services(project).values() for port in service.get("ports", [])]
+    assert ports
+    assert all("published" not in port and port["host_ip"] == "127.0.0.1" for port in ports)
+    variables = set(re.findall(r"[A-Z]+_PORT", project.read("docker-compose.yml")))
+    (project.path / ".env").write_text("".join(f"{name}=1234\n" for name in variables))
+    ports = [port for service in services(project).values() for port in service.get("ports", [])]
+    assert {port["published"] for port in ports} == {"1234"}
+
+
+@pytest.mark.parametrize("variant", DISTINCT)
+def test_podman_and_older_compose_read_the_file(render: Render, tmp_path: Path, variant: str) -> None:
+    project = render(**VARIANTS[variant])
+    # It asks podman for its version before it reads the file, and for nothing else.
+    podman = tmp_path / "bin/podman"
+    podman.parent.mkdir()
+    podman.write_text("#!/bin/sh\necho podman version 4.9.3\n")
+    podman.chmod(0o755)
+    path = os.pathsep.join([str(podman.parent), clean_environment()["PATH"]])
+    command = ("uvx", "--quiet", "podman-compose==1.3.0", "--profile", "chat", "config")
+    output = project.run(*command, PATH=path)
+    assert "OPENAI_API_KEY" in output
+    assert "env_file" not in project.read("docker-compose.yml").replace("`env_file`", "")  # `required`: Compose 2.24
+
+
 @pytest.mark.parametrize("variant", DISTINCT)
 def test_hadolint_accepts_the_dockerfile(render: Render, variant: str) -> None:
     render(**VARIANTS[variant]).run("hadolint", "Dockerfile")
@@ -88,6 +139,26 @@ def test_a_new_project_passes_its_pre_commit_hooks(installed: Install, backend: 
         if hook["language"] == "system":
             project.run(*hook["entry"].split())
     assert git(project.path, "status", "--short") == ""
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_the_hooks_let_the_lock_file_in_and_large_files_not(installed: Install, tmp_path: Path, backend: str) -> None:
+    source, project = installed(backend), Project(tmp_path)
+    hooks, _ = yaml.safe_load(source.read(".pre-commit-config.yaml"))["repos"]
+    hook = next(hook for hook in hooks["hooks"] if hook["id"] == "check-added-large-files")
+    shutil.copy(source.path / "uv.lock", tmp_path)
+    (tmp_path / "video.bin").write_bytes(b"0" * 600_000)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    release = f"pre-commit-hooks=={hooks['rev'].removeprefix('v')}"
+    command = ("uvx", "--quiet", "--from", release, hook["id"], *hook.get("args", []))
+
+    def checked(*names: str) -> str:
+        return project.run(*command, *(name for name in names if not re.search(hook.get("exclude", "^$"), name)))
+
+    checked("uv.lock", "services/agent/uv.lock")
+    with pytest.raises(pytest.fail.Exception, match=r"video\.bin"):
+        checked("uv.lock", "video.bin")
 
 
 @pytest.fixture

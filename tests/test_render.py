@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import keyword
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from .conftest import DISTINCT, ROOT, VARIANTS, Install, Project, Render
+from .conftest import DISTINCT, ROOT, VARIANTS, Install, Project, Render, clean_environment, git
 
 TRACES = {
     "redis": r"redis(?!tribut)|valkey",
@@ -59,6 +60,7 @@ src/my_agent/drift.py
 src/my_agent/files.py
 src/my_agent/history.py
 src/my_agent/model.py
+src/my_agent/model_errors.py
 src/my_agent/offline.py
 src/my_agent/py.typed
 src/my_agent/sdk_import.py
@@ -68,6 +70,7 @@ src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
 src/my_agent/sessions/damage.py
+src/my_agent/sessions/env_file.py
 src/my_agent/sessions/environment.py
 src/my_agent/sessions/layers.py
 src/my_agent/sessions/opening.py
@@ -200,6 +203,7 @@ src/my_agent/sessions/supabase_errors.py
 src/my_agent/sessions/supabase_history.py
 src/my_agent/sessions/supabase_server_key.py
 src/my_agent/sessions/supabase_session.py
+src/my_agent/sessions/supabase_token.py
 supabase/config.toml
 supabase/local/gateway.conf.template
 supabase/local/roles.sh
@@ -361,10 +365,10 @@ def test_copier_needs_no_trust() -> None:
 
 # Unset means an embedded server; the example is the one of docker-compose.yml.
 ADDRESSES = {
-    "postgres": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:{POSTGRES_PORT}/app"},
-    "postgres-encrypted": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:{POSTGRES_PORT}/app"},
-    "redis": {"REDIS_URL": "redis://:{REDIS_PASSWORD}@localhost:{REDIS_PORT}/0", "SESSION_TTL": "2592000"},
-    "supabase": {"SUPABASE_URL": "http://localhost:{SUPABASE_PORT}"},
+    "postgres": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:5432/app"},
+    "postgres-encrypted": {"DATABASE_URL": "postgresql://app:{POSTGRES_PASSWORD}@localhost:5432/app"},
+    "redis": {"REDIS_URL": "redis://:{REDIS_PASSWORD}@localhost:6379/0", "SESSION_TTL": "2592000"},
+    "supabase": {"SUPABASE_URL": "http://localhost:54321"},
 }
 
 
@@ -382,3 +386,31 @@ def test_the_example_file_has_every_variable_and_its_default(installed: Install,
     examples = {name: value.format(**compose) for name, value in ADDRESSES[backend].items()}
     written = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", project.read(".env.example"), re.MULTILINE))
     assert written == defaults | compose | examples
+
+
+def next_steps(template: Path, folder: Path) -> list[str]:
+    """The commands with git in them that Copier prints after it made a project here, and the one that leads there."""
+    command = ["copier", "copy", "--defaults", str(template), str(folder)]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    return [line for line in lines if line.startswith(("cd ", "git "))]
+
+
+@pytest.mark.parametrize("place", ["my project", "$HOME [x]; it's"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_next_steps_can_be_pasted_and_nest_no_repository(
+    template: Path, tmp_path: Path, place: str, inside: bool
+) -> None:
+    top = tmp_path / "services & more"
+    top.mkdir()
+    if inside:
+        (top / "theirs.txt").touch()
+        git(top, "init", "-q")
+    folder = top / place
+    script = " && ".join(next_steps(template, folder))
+    subprocess.run(["bash", "-ec", script], cwd="/", env=clean_environment(), capture_output=True, check=True)
+    assert (folder / ".git").exists() is not inside
+    committed = git(folder, "ls-tree", "-r", "--name-only", "HEAD").splitlines()
+    assert ".copier-answers.yml" in committed
+    assert git(folder, "status", "--short", ".") == ""
+    assert not inside or git(top, "status", "--short").split() == ["??", "theirs.txt"]

@@ -21,7 +21,7 @@ def current_time(timezone: str = "UTC") -> str:
     """
     try:
         now = datetime.now(ZoneInfo(timezone))
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of time zones, such as Europe
         return f"There is no time zone {timezone!r}. Use a name like Europe/Berlin."
     return f"{now:%H:%M on %A, %d %B %Y} ({timezone})"
 

@@ -159,11 +159,12 @@ async def _stoppable(work: Coroutine[Any, Any, T]) -> T:
     """Let Ctrl-C cancel this work and nothing else. (The prompt takes Ctrl-C for itself while it is there.)"""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    # Not loop.add_signal_handler, which event loops on Windows do not have.
+    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel))
     try:
         return await task
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
 
 
 async def _decide(waiting: ApprovalNeeded) -> None:

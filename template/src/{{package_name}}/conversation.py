@@ -12,9 +12,6 @@ import openai
 from agents import (
     Agent,
     AgentsException,
-    InputGuardrailTripwireTriggered,
-    MaxTurnsExceeded,
-    OutputGuardrailTripwireTriggered,
     RawResponsesStreamEvent,
     RunConfig,
     RunItemStreamEvent,
@@ -24,6 +21,7 @@ from agents import (
 )
 
 from .history import history_settings, history_window
+from .model_errors import forget_key, reason
 from .sessions import StoredSession
 
 
@@ -131,7 +129,8 @@ async def run_turn(
             elif (seen := _event(event)) is not None:
                 yield seen
     except (AgentsException, openai.OpenAIError, json.JSONDecodeError) as error:
-        raise TurnFailed(_reason(error)) from error
+        forget_key(error)
+        raise TurnFailed(reason(error)) from error
     finally:
         await _stop(result)
     if result.interruptions:
@@ -161,32 +160,3 @@ def _event(event: RawResponsesStreamEvent | RunItemStreamEvent) -> Event | None:
         case "tool_output", "tool_call_output_item":
             return ToolFinished(str(event.item.output))
     return None
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case openai.AuthenticationError():
-            return "The model's server refused the key. Check OPENAI_API_KEY."
-        case openai.PermissionDeniedError() | openai.NotFoundError():
-            return f"There is no such model, or this key may not use it. Check OPENAI_MODEL. ({_line(error.message)})"
-        case openai.RateLimitError():
-            return "The model's server asks to wait: too many requests, or the quota is used up. Try again later."
-        case openai.APITimeoutError() | openai.APIConnectionError():
-            return "The model's server cannot be reached. Check the network, and OPENAI_BASE_URL if it is set."
-        case openai.BadRequestError(code="context_length_exceeded"):
-            return "The conversation is too long for this model. Lower HISTORY_MAX_ITEMS, or begin a new session."
-        case openai.APIStatusError():
-            advice = " Try again." if error.status_code >= 500 else ""
-            return f"The model's server answered with an error ({error.status_code}).{advice} ({_line(error.message)})"
-        case json.JSONDecodeError():
-            return "The model's server answered with something unreadable. Check OPENAI_BASE_URL."
-        case MaxTurnsExceeded():
-            return "The agent went round in circles and was stopped. Ask in other words."
-        case InputGuardrailTripwireTriggered() | OutputGuardrailTripwireTriggered():
-            return "A guardrail of the agent stopped this turn."
-    return f"The agent failed: {_line(str(error))}"
-
-
-def _line(text: str) -> str:
-    """A text that may have several lines, on one."""
-    return " ".join(text.split())

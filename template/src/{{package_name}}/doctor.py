@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
@@ -19,8 +21,10 @@ from .app import EMBEDDED, embedded_server, server
 from .backend import check_server, prepare
 from .devserver import DevServerError, Engine
 from .drift import check_drift
-from .sessions import SessionStore, SessionStoreError, open_store
+from .model import address_of
+from .sessions import SessionStore, SessionStoreError, SettingMissing, open_store
 from .sessions.checks import Check
+from .sessions.env_file import env_files
 from .sessions.store import Batch, Row, SessionKey
 from .settings import Settings, load_settings
 from .terminal import answer
@@ -57,7 +61,8 @@ async def diagnose() -> AsyncGenerator[Check, None]:
         yield Check("settings", "fail", "The settings cannot be read.", str(error))
         return
     yield Check("settings", "ok", "The settings can be read.")
-    yield _check_env_file(Path(".env"))
+    for check in _check_env_files():
+        yield check
     yield _check_model(settings)
     for check in await asyncio.to_thread(lambda: list(check_drift())):
         yield check
@@ -80,19 +85,29 @@ async def diagnose() -> AsyncGenerator[Check, None]:
         yield Check("server", "fail", "The server cannot be used.", str(error))
 
 
+def _check_env_files() -> Iterator[Check]:
+    files = [Path(name) for name in env_files() if Path(name).is_file()]
+    if not files:
+        yield Check(".env", "ok", "There is no .env here; the environment alone counts.")
+    yield from map(_check_env_file, files)
+
+
 def _check_env_file(file: Path) -> Check:
-    if not file.is_file():
-        return Check(".env", "ok", "There is no .env here; the environment alone counts.")
     secret = {name.upper() for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
     held = secret & {name.upper() for name, value in dotenv_values(file).items() if value}
-    if held and file.stat().st_mode & 0o004:
-        what = f"Every user of this machine can read .env, with {' and '.join(sorted(held))} in it."
-        return Check(".env", "warn", what, "chmod 600 .env")
-    return Check(".env", "ok", ".env is private." if held else ".env holds no secrets.")
+    if held and os.name == "posix" and file.stat().st_mode & 0o004:
+        what = f"Every user of this machine can read {file}, with {' and '.join(sorted(held))} in it."
+        return Check(".env", "warn", what, f"chmod 600 {shlex.quote(str(file))}")
+    return Check(".env", "ok", f"{file} is private." if held else f"{file} holds no secrets.")
 
 
 def _check_model(settings: Settings) -> Check:
-    if settings.openai_api_key is None:
+    try:
+        key = settings.model_key
+        address_of(settings)
+    except SettingMissing as error:
+        return Check("model", "fail", "The model cannot be asked.", str(error))
+    if key is None:
         what = "OPENAI_API_KEY is not set: the offline model answers, by a few rules."
         return Check("model", "warn", what, "Put OPENAI_API_KEY into .env.")
     model = settings.openai_model or "the default model"

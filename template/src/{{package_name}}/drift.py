@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -58,15 +59,17 @@ def _check_update() -> Iterator[Check]:
     if conflicts:
         what = f"The update could not merge {', '.join(conflicts)}."
         yield Check("update", "fail", what, "Resolve what is between the conflict markers, then: git add")
-    removed = _git("diff", "--name-only", "--diff-filter=D", "HEAD")
-    if not removed or ANSWERS not in _git("diff", "--name-only", "HEAD"):
+    # Relative: the project may be a folder of a repository, and git counts from the top of that.
+    removed = _git("diff", "--relative", "--name-only", "--diff-filter=D", "HEAD")
+    if not removed or ANSWERS not in _git("diff", "--relative", "--name-only", "HEAD"):
         return
     # Copies and updates, and nothing else, write the answers.
     updates = set(_git("log", "--format=%H", "--", ANSWERS))
     lost = [name for name in removed if set(_git("log", "--format=%H", "--", name)) - updates]
     if lost:
         what = f"The update removed what you had changed: {', '.join(lost)}."
-        yield Check("update", "warn", what, f"Before you commit, look what of it you need: git show HEAD:{lost[0]}")
+        file = shlex.quote("".join(["HEAD:", *_git("rev-parse", "--show-prefix"), lost[0]]))
+        yield Check("update", "warn", what, f"Before you commit, look what of it you need: git show {file}")
 
 
 def _answer(answers: str, name: str) -> str | None:

@@ -71,6 +71,8 @@ def read_settings(kind: type[S]) -> S:
         return kind()
     except UnicodeDecodeError:
         problem = ".env is not UTF-8 text. Save it as UTF-8."
+    except OSError as error:
+        problem = f"{error.filename or '.env'} cannot be read: {error.strerror}. Make it readable for this user."
     except ValidationError as error:
         found = (f"{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
         problem = f"Check the environment and .env. {'; '.join(found)}"

@@ -19,6 +19,8 @@ from uuid import UUID
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .env_file import EnvFiles
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -260,7 +262,13 @@ class Content(NamedTuple):
 class StoreSettings(BaseSettings):
     """Settings of every backend, from the environment or `.env`."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_file=EnvFiles(),
+        env_file_encoding="utf-8-sig",  # a mark that editors on Windows begin a file with is not part of the first name
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+    )
 
     session_max_item_bytes: int = Field(default=16 * 2**20, gt=0)
     """Largest item in bytes of UTF-8. An image inlined as base64 counts in full."""

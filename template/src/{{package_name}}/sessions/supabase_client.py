@@ -21,7 +21,8 @@ from .environment import Hidden
 from .postgres_connection import read_opening
 from .store import SchemaOutdated, StoreRefused
 from .supabase_connection import SupabaseSettings, deadline_of
-from .supabase_errors import Refusal, refuse, translate
+from .supabase_errors import Refusal, TokenExpired, refuse, translate
+from .supabase_token import AccessToken, TokenInUse
 from .tracebacks import forget_locals, forgets_locals
 
 T = TypeVar("T")
@@ -135,9 +136,10 @@ class Caller:
     """Calls functions as one user: the one of an access token, or the role of the key. Belongs to one event loop."""
 
     @forgets_locals
-    def __init__(self, settings: SupabaseSettings, access_token: SecretStr | None) -> None:
+    def __init__(self, settings: SupabaseSettings, access_token: AccessToken | None) -> None:
         server_key = settings.server_key  # may raise: before anything is made
         self._settings = settings
+        self._token = None if access_token is None else TokenInUse(access_token)
         self._signed_in = access_token is not None
         pool = (settings.supabase_timeout_seconds, settings.supabase_pool_max)
         self._place = (asyncio.get_running_loop(), Hidden((settings.url, settings.key, *pool)))
@@ -154,8 +156,6 @@ class Caller:
         project.callers.add(self)
         # `schema` makes a small client with headers of its own, over the same connections.
         self._api = project.client.schema("public")
-        if access_token is not None:
-            self._api.auth(access_token.get_secret_value())
         if server_key is not None:
             self._api.headers[KEY_HEADER] = server_key
         wait = min(settings.session_settle_seconds, settings.supabase_timeout_seconds)
@@ -173,7 +173,23 @@ class Caller:
         """
         if deadline is None:
             deadline = deadline_of(self._settings)
+        if self._token is None:
+            return await self._attempt(function, arguments, deadline)
+        token = await self._token.get(deadline)
         try:
+            return await self._attempt(function, arguments, deadline, token)
+        except TokenExpired:
+            # Refused before anything was carried out, so it may be sent again.
+            if not await self._token.replace(token, deadline):
+                raise
+        return await self._attempt(function, arguments, deadline, await self._token.get(deadline))
+
+    async def _attempt(
+        self, function: str, arguments: dict[str, Any], deadline: float, token: SecretStr | None = None
+    ) -> Any:
+        try:
+            if token is not None:
+                self._api.auth(token.get_secret_value())  # the request copies it
             answer = await self._project.completed(self._api.rpc(function, arguments).execute, deadline)
             return answer.data
         except Refusal as error:

@@ -149,7 +149,8 @@ def subject_of(access_token: str) -> str:
     Raises:
         SettingMissing: This is no token of a signed-in user.
     """
-    subject = claims_of(access_token).get("sub") if _fits_in_header(access_token) else None
+    usable = isinstance(access_token, str) and _fits_in_header(access_token)
+    subject = claims_of(access_token).get("sub") if usable else None
     if not isinstance(subject, str) or not subject:
         raise SettingMissing(
             "access_token is no token of a signed-in user. Pass what Supabase Auth calls `session.access_token`; "

@@ -36,6 +36,10 @@ class Refusal(Exception):
         self.status, self.code, self.message = status, code, message
 
 
+class TokenExpired(StoreRefused):
+    """The access token has ended; nothing was carried out."""
+
+
 def how_to_upgrade() -> str:
     """What a message says to do about a project without our schema."""
     return how_to(
@@ -140,11 +144,18 @@ def _from_login(error: Refusal, server: str, settings: SupabaseSettings, signed_
     code, problem = error.code, error.message
     what, source = ("the access token", "") if signed_in else ("SUPABASE_KEY", f" ({WHERE_KEYS_ARE})")
     match code, error.status:
+        case (_, 401) if not code and signed_in and "expired" in problem.lower():  # a gateway that looks at tokens
+            return TokenExpired(f"{server}: the access token has expired. Take a fresh one from the user's client.")
         case (_, 401) if not code:  # the gateway, before any token was looked at
             return StoreRefused(f"{server} refuses SUPABASE_KEY. Copy it again ({WHERE_KEYS_ARE}).")
         case ("PGRST301" | "PGRST303", _) if "expired" in problem:
-            todo = "Take a fresh one from the signed-in user's client" if signed_in else "Copy the current one"
-            return StoreRefused(f"{server}: {what} has expired. {todo}{source}, and make a new session with it.")
+            problem = f"{server}: {what} has expired."
+            if not signed_in:
+                return StoreRefused(f"{problem} Copy the current one{source}, and make a new session with it.")
+            return TokenExpired(
+                f"{problem} Take a fresh one from the signed-in user's client, and make a new session with it; or pass "
+                "a function that returns fresh ones as access_token."
+            )
         case ("PGRST300" | "PGRST301" | "PGRST302" | "PGRST303", _):
             return StoreRefused(f"{server} does not accept {what}: {problem}. Is it of this project?{source}")
         case ("22023", _) if signed_in:  # the role that it names does not exist

@@ -7,6 +7,7 @@ Usage::
     await session.close()
 
 On a server that knows its users by Supabase Auth, pass `access_token=`: the database then lets each see only their own.
+A function in its place, with `user_id=`, gives fresh tokens to what lasts longer than one.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from .store import (
     encode_metadata,
     id_text,
 )
-from .supabase_connection import SupabaseSettings, deadline_of, subject_of
+from .supabase_connection import SupabaseSettings, deadline_of
 from .supabase_errors import timed_out
+from .supabase_token import AccessToken, Token
 from .tracebacks import forgets_locals
 
 if TYPE_CHECKING:
@@ -54,20 +56,28 @@ class SupabaseStore(ConnectedStore):
 
     Args:
         settings: From the environment if left out.
-        access_token: The token of a signed-in user, as long as it is valid; None: the key acts for everybody.
+        access_token: The token of a signed-in user, as long as it is valid, or a function (it may be async) that
+            returns a fresh one; None: the key acts for everybody.
+        user_id: The user of the access token; needed with an async function.
 
     Raises:
         SettingMissing: The access token is none.
+        WrongOwner: `user_id` is not the access token's user.
     """
 
     settings: SupabaseSettings
 
     @forgets_locals
-    def __init__(self, settings: SupabaseSettings | None = None, access_token: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: SupabaseSettings | None = None,
+        access_token: Token | AccessToken | None = None,
+        *,
+        user_id: Id | None = None,
+    ) -> None:
         super().__init__(settings or from_environment(SupabaseSettings))
-        # Not just any false value: an empty token must never become the rights of the key.
-        self._owner = None if access_token is None else subject_of(access_token)
-        self._token = None if access_token is None else SecretStr(access_token)
+        self._token = _access_token(access_token, user_id)
+        self._owner = None if self._token is None else self._token.owner
         self._caller: Caller | None = None
         self._place: Place | None = None
 
@@ -228,8 +238,10 @@ class SupabaseSession(SharedStoreSession):
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
         url: https://<project>.supabase.co; SUPABASE_URL if left out.
         key: The secret key, or with an access token the publishable one; SUPABASE_KEY if left out.
-        access_token: The token of the signed-in user whose conversation it is.
-        user_id: Whose conversation it is; with an access token, its user.
+        access_token: The token of the signed-in user whose conversation it is, or a function (it may be async) that
+            returns a fresh one: it is asked shortly before a token ends, and when the server says that it has. Sessions
+            share connections if it is the same function.
+        user_id: Whose conversation it is; with an access token, its user. Needed with an async function.
         session_settings: Default limit for reads; an object or a dict.
         settings: Everything else; from the environment if left out.
 
@@ -246,7 +258,7 @@ class SupabaseSession(SharedStoreSession):
         url: str | None = None,
         key: str | None = None,
         *,
-        access_token: str | None = None,
+        access_token: Token | None = None,
         user_id: Id | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: SupabaseSettings | None = None,
@@ -255,13 +267,18 @@ class SupabaseSession(SharedStoreSession):
         settings = (settings or from_environment(SupabaseSettings)).model_copy(
             update={name: value for name, value in given.items() if value is not None}
         )
-        owner = _owner(user_id, None if access_token is None else subject_of(access_token))
-        token = None if access_token is None else SecretStr(access_token)
+        token = _access_token(access_token, user_id)
+        owner = _owner(user_id, None if token is None else token.owner)
         _ = settings.url, settings.key, settings.server_key  # which raise what is wrong with them
         key_of_session = SessionKey(owner, session_id)
         super().__init__(
-            settings, lambda: SupabaseStore(settings, access_token), key_of_session, session_settings, token=token
+            settings, lambda: SupabaseStore(settings, token), key_of_session, session_settings, token=token
         )
+
+
+def _access_token(given: Token | AccessToken | None, user_id: Id | None) -> AccessToken | None:
+    # Not just any false value: an empty token must never become the rights of the key.
+    return given if given is None or isinstance(given, AccessToken) else AccessToken(given, user_id)
 
 
 def _owner(user_id: Id | None, signed_in: str | None) -> str:
