@@ -40,14 +40,17 @@ class Asked(CredentialProvider):
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         try:
-            user, password = await self._ask()
+            login = await self._ask()
         except SessionStoreError:
             raise
         except Exception as error:
             forget_locals(error)
             # Not its text, which may hold what it was about to return.
             raise StoreUnavailable(f"credentials=… of this store failed ({type(error).__name__}).") from error
-        return (user, password) if user else (password,)
+        match login:
+            case (str(user), str(password)):
+                return (user, password) if user else (password,)
+        raise SessionStoreError("credentials=… of this store must return a tuple of user and password, both text.")
 
 
 class Opener:

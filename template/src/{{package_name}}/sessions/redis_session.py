@@ -308,20 +308,24 @@ async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
 
 
 async def refuse_old(connection: RedisConnection, error: SessionStoreError) -> None:
-    """After an error: is the server too old to understand what it was sent?
+    """After an error: was the server too old to understand what it was sent?
 
     Raises:
-        StoreRefused: It is.
+        StoreRefused: It was.
     """
     try:
-        infos = await connection.call_everywhere("INFO", "server")
+        infos = list((await connection.call_everywhere("INFO", "server")).values())
     except SessionStoreError:  # it may not be asked
-        return
-    found = re.findall(r"^redis_version:(\d+)(\S*)", "\n".join(map(str, infos.values())), re.MULTILINE)
-    for major, rest in found:
-        if int(major) < OLDEST[0]:
-            what = f"Redis at {connection.address.where} is version {major}{rest}, and this app needs"
-            raise StoreRefused(f"{what} Redis {OLDEST[0]} or newer, or Valkey. Upgrade the server.") from error
+        infos = []
+    versions = re.findall(r"^redis_version:((\d+)\S*)", "\n".join(infos), re.MULTILINE)
+    old = [f"version {version}" for version, major in versions if int(major) < OLDEST[0]]
+    if not versions and "syntax error" in str(error):
+        old = ["an older version"]
+    if old:
+        raise StoreRefused(
+            f"Redis at {connection.address.where} is {old[0]}; this app needs Redis {OLDEST[0]} or newer, or Valkey. "
+            "Upgrade the server."
+        ) from error
 
 
 class RedisSession(SharedStoreSession):
