@@ -87,8 +87,8 @@ async def test_a_certificate_of_the_client_is_shown(strict: Server, certificate:
 
 async def test_a_missing_certificate_of_the_client_is_told(strict: Server) -> None:
     error = await failure(f"{strict.url}?ssl_ca_certs={strict.folder}/ca.pem")
-    assert isinstance(error, StoreRefused), error
-    assert "ssl_certfile" in str(error)
+    assert "wants a certificate of its clients" in str(error)  # which the end of the connection may overtake
+    assert "ssl_certfile=…&ssl_keyfile=…" in str(error)
 
 
 @pytest.mark.parametrize(

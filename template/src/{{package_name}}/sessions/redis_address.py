@@ -127,6 +127,8 @@ def parse_address(url: str) -> RedisAddress:
         where = f"{service}/{database} (Sentinels {names})"
         return RedisAddress(kind, tls, where, hosts, options, service, sentinel_login, doubt)
     _refuse_rest(query)
+    if kind == "cluster" and "ssl_password" in options:
+        raise SettingMissing("REDIS_URL: redis-py takes no ssl_password for a cluster. Store the key without one.")
     if kind != "server" and database:
         raise SettingMissing("REDIS_URL names a database, but a cluster has only database 0. Leave it out.")
     if kind != "cluster" and len(hosts) > 1:

@@ -87,7 +87,16 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
             )
         case ssl.SSLError(reason=why):
             return StoreRefused(f"{server}: no TLS connection ({why}). Write redis:// in REDIS_URL if it has no TLS.")
-    return StoreUnavailable(f"Cannot reach {server}: {str(error).rstrip('.')}. {HINT}{address.doubt}")
+    reason = str(error).rstrip(".")
+    if address.tls and "ssl_certfile" not in address.options:
+        todo = "ssl_certfile=…&ssl_keyfile=… to REDIS_URL"
+        if "CERTIFICATE_REQUIRED" in reason:
+            return StoreRefused(f"{server} wants a certificate of its clients. Add {todo}.")
+        if "Error while reading" in reason or "closed by server" in reason:
+            return StoreUnavailable(
+                f"{server} hung up ({reason}). If it wants a certificate of its clients, add {todo}.{address.doubt}"
+            )
+    return StoreUnavailable(f"Cannot reach {server}: {reason}. {HINT}{address.doubt}")
 
 
 def _refusal(error: RedisError, server: str) -> SessionStoreError:

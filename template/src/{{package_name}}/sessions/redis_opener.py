@@ -46,11 +46,12 @@ class Asked(CredentialProvider):
         except Exception as error:
             forget_locals(error)
             # Not its text, which may hold what it was about to return.
-            raise StoreUnavailable(f"credentials=… of this store failed ({type(error).__name__}).") from error
+            problem = f"The function `credentials` gave no user and password: {type(error).__name__}. "
+            raise StoreUnavailable(f"{problem}Its error is the cause.") from error
         match login:
             case (str(user), str(password)):
                 return (user, password) if user else (password,)
-        raise SessionStoreError("credentials=… of this store must return a tuple of user and password, both text.")
+        raise SessionStoreError("The function `credentials` must return a tuple of user and password, both text.")
 
 
 class Opener:

@@ -161,4 +161,6 @@ async def _reply(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ResponseError as error:
+        if "unauthenticated" in str(error):  # what NOAUTH is called for a command with many arguments
+            raise AuthenticationError(str(error)) from error
         return error
