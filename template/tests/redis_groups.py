@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .redis_proxy import proxy
 from .redis_servers import (
     PASSWORD,
     QUOTED,
@@ -86,7 +87,7 @@ def can_be_promoted(sentinel: Any) -> bool:
 
 @contextmanager
 def start(topology: str, folder: Path) -> Iterator[Started]:
-    """What TEST_REDIS_TOPOLOGY names: tls, acl, sentinel, cluster, or nothing for one server."""
+    """What TEST_REDIS_TOPOLOGY names: tls, acl, sentinel, cluster, proxy, or nothing for one server."""
     with ExitStack() as stack:
         if topology == "cluster":
             nodes = stack.enter_context(cluster(folder))
@@ -94,6 +95,9 @@ def start(topology: str, folder: Path) -> Iterator[Started]:
         elif topology == "sentinel":
             group = stack.enter_context(watched(folder))
             yield Started(group.url, [group.primary])
+        elif topology == "proxy":
+            server = stack.enter_context(one(folder, "--appendonly", "yes", "--appendfsync", "no"))
+            yield Started(f"redis+proxy://:{QUOTED}@127.0.0.1:{stack.enter_context(proxy(server.port))}", [server])
         elif topology == "acl":
             server = stack.enter_context(with_users(folder))
             yield Started(f"redis://agent:change-me@127.0.0.1:{server.port}/0", [server])
@@ -101,7 +105,7 @@ def start(topology: str, folder: Path) -> Iterator[Started]:
             server = stack.enter_context(behind_tls(folder))
             yield Started(f"{server.url}?ssl_ca_certs={folder / 'ca.pem'}", [server])
         else:
-            assert topology == "", f"TEST_REDIS_TOPOLOGY={topology} is none of tls, acl, sentinel, cluster"
+            assert topology == "", f"TEST_REDIS_TOPOLOGY={topology} is none of tls, acl, sentinel, cluster, proxy"
             # With a file, so that the doctor is content.
             server = stack.enter_context(one(folder, "--appendonly", "yes", "--appendfsync", "no"))
             yield Started(server.url, [server])

@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator, Mapping
 from time import perf_counter
 
 from .checks import Check
+from .redis_address import RedisAddress
 from .redis_connection import RedisConnection, RedisSettings, Script
-from .redis_session import read_opening
-from .store import SchemaOutdated, SessionStoreError, StoreUnavailable
+from .redis_keys import canary_key, index_of
+from .redis_opener import Credentials
+from .redis_session import OLDEST, read_opening
+from .store import SchemaOutdated, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
 
-OLDEST = (7, 0)
-"""The format check is `SET … NX GET` (https://redis.io/docs/latest/commands/set/#history); all else is older."""
 ALL_SLOTS = "16384"
 
 COMMANDS = (
@@ -57,11 +58,11 @@ return missing
 Info = Mapping[str, str]
 
 
-async def check_redis(settings: RedisSettings) -> AsyncGenerator[Check, None]:
+async def check_redis(settings: RedisSettings, credentials: Credentials | None = None) -> AsyncGenerator[Check, None]:
     """All checks of the server or servers. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
-        connection = RedisConnection(settings)
+        connection = RedisConnection(settings, credentials)
     except SessionStoreError as error:
         yield Check("connection", "fail", "There is no usable REDIS_URL.", str(error))
         return
@@ -73,10 +74,15 @@ async def check_redis(settings: RedisSettings) -> AsyncGenerator[Check, None]:
         return
     try:
         yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
+        if tls := _check_tls(connection.address):
+            yield tls
         infos = await _infos(connection)
         if infos:
-            yield _check_version(infos)
-            topology = _check_topology(infos, connection.clustered)
+            version = _check_version(infos)
+            yield version
+            if version.state == "fail":
+                return
+            topology = await _check_topology(connection, infos, settings)
             yield topology
             if topology.state == "fail":
                 return
@@ -85,7 +91,7 @@ async def check_redis(settings: RedisSettings) -> AsyncGenerator[Check, None]:
         else:
             what = "This user may not send INFO, so version, persistence and memory policy of the server are unknown."
             yield Check("server", "warn", what, "Allow it INFO, or look at them yourself.")
-        if connection.clustered:
+        if connection.address.kind == "cluster":
             slots = await _check_slots(connection)
             yield slots
             if slots.state == "fail":
@@ -128,9 +134,25 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
-def _check_topology(infos: Mapping[str, Info], clustered: bool) -> Check:
+def _check_tls(address: RedisAddress) -> Check | None:
+    if not address.tls:
+        if not address.remote:
+            return None
+        what = f"Passwords and conversations go to {address.remote} without encryption."
+        return Check("tls", "warn", what, "Write rediss:// in REDIS_URL, unless the network is yours alone.")
+    if address.options.get("ssl_cert_reqs") == "none":
+        what = "TLS is on, but any certificate is accepted (ssl_cert_reqs=none), that of an attacker as well."
+        return Check("tls", "warn", what, "Add ssl_ca_certs=/path/to/ca.pem to REDIS_URL instead.")
+    if address.options.get("ssl_check_hostname") is False:
+        what = "TLS is on, but the certificate may be one of another host (ssl_check_hostname=false)."
+        return Check("tls", "warn", what, "Leave this out of REDIS_URL, and use a name that the certificate has.")
+    return Check("tls", "ok", "TLS is on, and the server's certificate is checked.")
+
+
+async def _check_topology(connection: RedisConnection, infos: Mapping[str, Info], settings: RedisSettings) -> Check:
     name, info = next(iter(infos.items()))
-    if info.get("cluster_enabled") == "1" and not clustered:
+    kind = connection.address.kind
+    if info.get("cluster_enabled") == "1" and kind != "cluster":
         what = f"{name} is a node of a cluster, and REDIS_URL does not say so."
         return Check("topology", "fail", what, "Write redis+cluster:// in REDIS_URL.")
     if "sentinel_masters" in info:
@@ -139,8 +161,19 @@ def _check_topology(infos: Mapping[str, Info], clustered: bool) -> Check:
     if info.get("role") == "slave":
         what = f"{name} is a replica, which takes no writes."
         return Check("topology", "fail", what, "Put its primary into REDIS_URL, or Sentinels (redis+sentinel://).")
+    if kind == "proxy":
+        return Check("topology", "ok", "It is one address for all keys.")
+    if kind != "cluster":
+        try:
+            keys = [index_of(settings.session_key_prefix, None), canary_key(settings.session_key_prefix)]
+            await connection.evaluate(Script.of("return 1"), keys, [])
+        except SettingMissing as error:
+            return Check("topology", "fail", "The server keeps keys in different places.", str(error))
+        except StoreRefused:  # the check of rights says why
+            pass
+        return Check("topology", "ok", "It is a primary.")
     count = "a cluster of 1 primary" if len(infos) == 1 else f"a cluster of {len(infos)} primaries"
-    return Check("topology", "ok", f"It is {count}." if clustered else "It is a primary.")
+    return Check("topology", "ok", f"It is {count}.")
 
 
 async def _check_persistence(connection: RedisConnection, infos: Mapping[str, Info]) -> Check:

@@ -14,6 +14,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from .redis_address import EXAMPLE, RedisAddress, parse_address
 from .redis_errors import DRIVER_ERRORS, translate
+from .redis_opener import Credentials
 from .redis_pool import NotSent
 from .redis_topology import open_topology
 from .store import SessionStoreError, SettingMissing, StoreSettings
@@ -29,7 +30,8 @@ class RedisSettings(StoreSettings):
     """Where the server is, and how hard it may be used."""
 
     redis_url: SecretStr | None = None
-    """redis://user:password@host:6379/0; rediss:// for TLS; redis+cluster:// or redis+sentinel:// and several hosts."""
+    """redis://user:password@host:6379/0; rediss:// for TLS; redis+cluster:// or redis+sentinel:// and several hosts;
+    redis+proxy:// for a cluster behind one address."""
     redis_pool_max: int = Field(default=20, ge=1)
     """Connections per process and server, at most. Calls beyond it wait."""
     redis_timeout_seconds: float = Field(default=10.0, gt=0)
@@ -95,12 +97,12 @@ class RedisConnection:
     Each call takes `REDIS_TIMEOUT_SECONDS` at most, several together if they are given one `deadline`.
     """
 
-    def __init__(self, settings: RedisSettings) -> None:
+    def __init__(self, settings: RedisSettings, credentials: Credentials | None = None) -> None:
         self._settings = settings
-        address = settings.address
-        self.clustered = address.kind == "cluster"
+        self.address = address = settings.address
+        self.clustered = address.kind in ("cluster", "proxy")
         """Whether keys live on different servers, unless they have the same {part}."""
-        self._servers = open_topology(address, settings.redis_pool_max, settings.redis_timeout_seconds)
+        self._servers = open_topology(address, settings.redis_pool_max, settings.redis_timeout_seconds, credentials)
 
     def deadline(self) -> float:
         """When a call ends that begins now, in the time of the event loop."""

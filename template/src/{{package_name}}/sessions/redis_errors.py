@@ -24,6 +24,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from .redis_address import PROXY
 from .redis_pool import PoolExhausted
 from .store import SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
 from .tracebacks import forget_locals
@@ -46,12 +47,17 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
         sent: Whether the command had been handed to the driver.
     """
     forget_locals(error)  # the driver's hold the password
-    server = f"Redis at {settings.where}"
+    address = settings.address
+    server = f"Redis at {address.where}"
     while isinstance(error, RedisClusterException) and (wrapped := error.__cause__ or error.__context__):
         error = wrapped  # it says what to do
     seconds = f"{settings.redis_timeout_seconds:g} s (REDIS_TIMEOUT_SECONDS)"
     match error:
-        case ResponseError() | AuthenticationError() | BusyLoadingError():
+        case SessionStoreError():
+            return type(error)(str(error))  # with causes of its own
+        case AuthenticationError() | AuthenticationWrongNumberOfArgsError():
+            return StoreRefused(f"{server} refused the login. Check user and password in REDIS_URL.{address.doubt}")
+        case ResponseError() | BusyLoadingError():
             return _refusal(error, server)
         case PoolExhausted():
             return StoreUnavailable(
@@ -81,7 +87,16 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
             )
         case ssl.SSLError(reason=why):
             return StoreRefused(f"{server}: no TLS connection ({why}). Write redis:// in REDIS_URL if it has no TLS.")
-    return StoreUnavailable(f"Cannot reach {server}: {str(error).rstrip('.')}. {HINT}")
+    reason = str(error).rstrip(".")
+    if address.tls and "ssl_certfile" not in address.options:
+        todo = "ssl_certfile=…&ssl_keyfile=… to REDIS_URL"
+        if "CERTIFICATE_REQUIRED" in reason:
+            return StoreRefused(f"{server} wants a certificate of its clients. Add {todo}.")
+        if "Error while reading" in reason or "closed by server" in reason:
+            return StoreUnavailable(
+                f"{server} hung up ({reason}). If it wants a certificate of its clients, add {todo}.{address.doubt}"
+            )
+    return StoreUnavailable(f"Cannot reach {server}: {reason}. {HINT}{address.doubt}")
 
 
 def _refusal(error: RedisError, server: str) -> SessionStoreError:
@@ -90,16 +105,16 @@ def _refusal(error: RedisError, server: str) -> SessionStoreError:
     problem = str(error).partition(", with args beginning with")[0]
     problem = re.sub(r" script: [0-9a-f]{40},.*", "", problem).rstrip(".")  # where in which script
     match error:
-        case AuthenticationError() | AuthenticationWrongNumberOfArgsError():
-            return StoreRefused(f"{server} refused the login. Check user and password in REDIS_URL.")
         case NoPermissionError():
             return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
         case OutOfMemoryError():
             return StoreRefused(
                 f"{server} has no memory left; nothing was stored. Raise maxmemory, or set SESSION_TTL."
             )
-        case MovedError() | ClusterCrossSlotError():
+        case MovedError():
             return SettingMissing(f"{server} is a node of a cluster. Write redis+cluster:// in REDIS_URL.")
+        case ClusterCrossSlotError():
+            return _cross_slot(server)
         case ReadOnlyError():
             return StoreUnavailable(
                 f"{server} is a read-only replica. If this goes on: put the primary into REDIS_URL, "
@@ -117,6 +132,8 @@ def _refusal(error: RedisError, server: str) -> SessionStoreError:
             return StoreRefused(f"{server}: another app uses keys of this one. Set SESSION_KEY_PREFIX to another word.")
         case "DENIED":
             return StoreRefused(f"{server} only serves its own machine (protected mode). Give it a password.")
+    if "CROSSSLOT" in problem:
+        return _cross_slot(server)
     if "ACL failure in script" in problem or "executing the script can't" in problem:
         return _refusal(NoPermissionError(problem), server)
     if "'SENTINEL'" in problem:
@@ -125,8 +142,20 @@ def _refusal(error: RedisError, server: str) -> SessionStoreError:
         return StoreRefused(f"{server}: this database does not exist. Correct its number in REDIS_URL.")
     if "cluster support disabled" in problem or "SELECT is not allowed in cluster" in problem:
         scheme = "redis+cluster://" if "SELECT" in problem else "redis://"
-        return SettingMissing(f"{server}: {problem}. Write {scheme} in REDIS_URL.")
+        return SettingMissing(f"{server}: {problem}. Write {scheme} in REDIS_URL, or {PROXY} behind a proxy.")
+    if re.search(r"unknown command\W+cluster", problem, re.IGNORECASE):
+        return SettingMissing(
+            f"{server} has no command CLUSTER. Write {PROXY} in REDIS_URL for a cluster behind a proxy "
+            "(Redis Enterprise, Azure Managed Redis), or redis:// for one server."
+        )
     return SessionStoreError(f"{server} refused the command: {problem}")
+
+
+def _cross_slot(server: str) -> SessionStoreError:
+    return SettingMissing(
+        f"{server} is a cluster. Write redis+cluster:// in REDIS_URL, or {PROXY} if it is behind a proxy and has no "
+        "command CLUSTER (Redis Enterprise, Azure Managed Redis)."
+    )
 
 
 def _no_primary(error: BaseException, settings: RedisSettings) -> SessionStoreError:

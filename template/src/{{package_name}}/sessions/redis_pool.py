@@ -13,15 +13,26 @@ from time import monotonic
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-IDLE_SECONDS = 300.0
-"""Connections unused for longer are not trusted: firewalls drop them in silence."""
+IDLE_SECONDS = 240.0
+"""Connections unused for longer are not trusted: firewalls and load balancers drop them in silence."""
+PROBE_AFTER_SECONDS = 30.0
+"""Connections unused for longer are asked for a sign of life before a command is sent, which may not be repeatable."""
+PROBE_SECONDS = 2.0
+"""How long that may take."""
 CLOSE_SECONDS = 2.0
 
 
 class NotSent(Exception):
     """No connection could be had, so nothing was sent. Its cause is the driver's error."""
+
+
+class LoginExpired(Exception):
+    """The server does not accept any more how a connection has logged in. Its cause is the driver's error.
+
+    Nothing was carried out.
+    """
 
 
 class PoolExhausted(Exception):
@@ -59,19 +70,33 @@ class RedisPool:
 
     async def exchange_all(self, packed: bytes, count: int, deadline: float) -> list[Any]:
         """Send `count` packed commands at once; returns their replies, errors among them."""
+        try:
+            return await self._exchange(packed, count, deadline)
+        except LoginExpired:
+            await self.forget_idle()  # they have logged in with the same
+        try:
+            return await self._exchange(packed, count, deadline)
+        except LoginExpired as expired:
+            raise (expired.__cause__ or expired) from None
+
+    async def _exchange(self, packed: bytes, count: int, deadline: float) -> list[Any]:
         place, connection = False, None
+        replies: list[Any] = []
         try:
             async with asyncio.timeout_at(deadline):
                 place = await self._free.acquire()
                 connection = await self._take()
                 await connection.send_packed_command(packed, check_health=False)
-                replies = [await _reply(connection) for _ in range(count)]
+                while len(replies) < count:
+                    replies.append(await _reply(connection))
         except BaseException as error:
             if place:
                 self._free.release()
             if connection is not None:
                 # Cut, timed out or cancelled in the middle: nobody knows what would come out of it next.
                 await connection.disconnect(nowait=True)
+                if isinstance(error, AuthenticationError) and not replies:
+                    raise LoginExpired from error
                 raise
             if not isinstance(error, (RedisError, OSError)):
                 raise
@@ -104,7 +129,9 @@ class RedisPool:
                 await asyncio.sleep(0)
             # There is nothing to read before a command is sent, unless the server has hung up.
             if idle < IDLE_SECONDS and not await connection.can_read():
-                return connection
+                if idle < PROBE_AFTER_SECONDS or await _lives(connection):
+                    return connection
+                await self.forget_idle()  # they are idle for longer
             await connection.disconnect(nowait=True)
         return await self._connect()
 
@@ -116,8 +143,24 @@ async def _close(connection: AbstractConnection) -> None:
             await connection.disconnect()
 
 
+async def _lives(connection: AbstractConnection) -> bool:
+    """Whether the other end still answers."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await connection.send_command("PING", check_health=False)
+            await _reply(connection)  # a refusal is an answer as well
+            return True
+    except (RedisError, OSError):
+        return False
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+
+
 async def _reply(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ResponseError as error:
+        if "unauthenticated" in str(error):  # what NOAUTH is called for a command with many arguments
+            raise AuthenticationError(str(error)) from error
         return error

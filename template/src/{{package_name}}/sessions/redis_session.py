@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ from .paging import decode_cursor, encode_cursor
 from .redis_connection import Argument, RedisConnection, RedisSettings, Script
 from .redis_index import Entry
 from .redis_keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
+from .redis_opener import Credentials
 from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, POP_OBJECT, REPLACE_TAIL, REWRITE, UNLISTED, UPDATE
 from .retry import settles
 from .shared import SharedStoreSession
@@ -39,6 +41,7 @@ from .store import (
     SessionKey,
     SessionPage,
     SessionStoreError,
+    StoreRefused,
     check_aware,
     encode_metadata,
     id_text,
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """How keys are laid out. A program refuses data of a newer one."""
+OLDEST = (7, 0)
+"""The format check is `SET … NX GET` (https://redis.io/docs/latest/commands/set/#history); all else is older."""
 
 MAX_LIMIT = 2**62
 """More than any list holds; a larger number would not fit into Redis' own."""
@@ -68,8 +73,9 @@ class RedisStore(ConnectedStore):
 
     settings: RedisSettings
 
-    def __init__(self, settings: RedisSettings | None = None) -> None:
+    def __init__(self, settings: RedisSettings | None = None, *, credentials: Credentials | None = None) -> None:
         super().__init__(settings or from_environment(RedisSettings))
+        self._credentials = credentials
         self._prefix = self.settings.session_key_prefix
         self._ttl = self.settings.ttl_milliseconds
         self._untidied = random.randrange(TIDY_EACH)  # noqa: S311 - no secret
@@ -175,7 +181,7 @@ class RedisStore(ConnectedStore):
 
     async def _connect(self) -> str | None:
         if self._connection is None:
-            self._connection = RedisConnection(self.settings)
+            self._connection = RedisConnection(self.settings, self._credentials)
         return await read_opening(self._connection, self._prefix)
 
     async def _disconnect(self) -> None:
@@ -287,14 +293,39 @@ async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
     key, deadline = f"{prefix}:format", connection.deadline()
     stored, canary = await connection.call_all([("GET", key), ("GET", canary_key(prefix))], deadline)
     # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
-    if not stored:
-        (stored,) = await connection.call_all([("SET", key, FORMAT, "NX", "GET")], deadline)
+    try:
+        if not stored:
+            (stored,) = await connection.call_all([("SET", key, FORMAT, "NX", "GET")], deadline)
+    except SessionStoreError as error:
+        await refuse_old(connection, error)
+        raise
     if stored is not None and int(stored) > FORMAT:
         raise SchemaOutdated(
             f"The sessions under {prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
             "Deploy the current version of this app."
         )
     return None if canary is None else str(canary)
+
+
+async def refuse_old(connection: RedisConnection, error: SessionStoreError) -> None:
+    """After an error: was the server too old to understand what it was sent?
+
+    Raises:
+        StoreRefused: It was.
+    """
+    try:
+        infos = list((await connection.call_everywhere("INFO", "server")).values())
+    except SessionStoreError:  # it may not be asked
+        infos = []
+    versions = re.findall(r"^redis_version:((\d+)\S*)", "\n".join(infos), re.MULTILINE)
+    old = [f"version {version}" for version, major in versions if int(major) < OLDEST[0]]
+    if not versions and "syntax error" in str(error):
+        old = ["an older version"]
+    if old:
+        raise StoreRefused(
+            f"Redis at {connection.address.where} is {old[0]}; this app needs Redis {OLDEST[0]} or newer, or Valkey. "
+            "Upgrade the server."
+        ) from error
 
 
 class RedisSession(SharedStoreSession):
@@ -305,10 +336,12 @@ class RedisSession(SharedStoreSession):
 
     Args:
         session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
-        redis_url: redis://, rediss://, redis+cluster:// or redis+sentinel://…; REDIS_URL if left out.
+        redis_url: redis://, rediss://, redis+cluster://, redis+sentinel:// or redis+proxy://…; REDIS_URL if left out.
         user_id: Whose conversation it is.
         session_settings: Default limit for reads; an object or a dict.
         settings: Everything else; from the environment if left out.
+        credentials: Returns user and password for each new connection, in place of those of the URL. Sessions share a
+            store only if they have the same function.
 
     Raises:
         SettingMissing: No URL, or no usable one.
@@ -324,13 +357,20 @@ class RedisSession(SharedStoreSession):
         user_id: Id = "",
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: RedisSettings | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         settings = settings or from_environment(RedisSettings)
         if redis_url is not None:
             settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
         _ = settings.url  # which raises what is wrong with it
         key = SessionKey(user_id, session_id)
-        super().__init__(settings, lambda: RedisStore(settings), key, session_settings)
+        super().__init__(
+            settings,
+            lambda: RedisStore(settings, credentials=credentials),
+            key,
+            session_settings,
+            token=credentials,
+        )
 
 
 def _optional(text: str | None) -> tuple[str, str]:

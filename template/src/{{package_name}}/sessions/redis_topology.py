@@ -1,5 +1,7 @@
 """Which server keeps a key: always the same, the primary that Sentinels name, or one node of a cluster.
 
+A proxy that hides the nodes of a cluster is one server, to which each command with keys of one slot can be sent.
+
 redis-py finds primaries and slots. The commands do not go through its clients: its cluster client repeats commands,
 breaks calls of others when a node fails, and after ASK may send the command on another connection.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -19,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     ClusterDownError,
     MovedError,
     ReadOnlyError,
@@ -29,7 +33,7 @@ from redis.exceptions import (
 )
 
 from .redis_address import RedisAddress
-from .redis_opener import Opener
+from .redis_opener import Credentials, Opener
 from .redis_pool import NotSent, RedisPool
 
 Key = str | bytes | int | None
@@ -49,17 +53,17 @@ class Topology(Protocol):
     async def close(self) -> None: ...
 
 
-def open_topology(address: RedisAddress, size: int, timeout: float) -> Topology:
+def open_topology(address: RedisAddress, size: int, timeout: float, credentials: Credentials | None = None) -> Topology:
     """No I/O happens before the first command."""
-    return (Cluster if address.kind == "cluster" else Server)(address, size, timeout)
+    return (Cluster if address.kind == "cluster" else Server)(address, size, timeout, credentials)
 
 
 class Server:
     """One server, or whichever one the Sentinels call the primary."""
 
-    def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
+    def __init__(self, address: RedisAddress, size: int, timeout: float, credentials: Credentials | None) -> None:
         self._address = address
-        self._opener = Opener(address)
+        self._opener = Opener(address, credentials)
         self._pool = RedisPool(self._connect, size)
         self._primary: tuple[str, int] | None = address.hosts[0] if address.hosts else None
         self._sentinel: Sentinel | None = None
@@ -94,8 +98,13 @@ class Server:
 
     async def _connect(self) -> AbstractConnection:
         if self._sentinel is not None:
+            await self._opener.check_files()
             primary = await self._sentinel.discover_master(self._address.service)
             notice_cancellation()
+            # Until the next time, a firewall may drop these in silence.
+            for sentinel in self._sentinel.sentinels:
+                with suppress(RedisError, OSError):
+                    await sentinel.connection_pool.disconnect(inuse_connections=False)
             if primary != self._primary:
                 self._primary = primary
                 await self._pool.forget_idle()
@@ -105,19 +114,21 @@ class Server:
 class Cluster:
     """The primaries of a cluster, each with the slots of keys that it has."""
 
-    def __init__(self, address: RedisAddress, size: int, timeout: float) -> None:
-        self._opener = Opener(address)
+    def __init__(self, address: RedisAddress, size: int, timeout: float, credentials: Credentials | None) -> None:
+        self._opener = Opener(address, credentials)
         self._size = size
-        options = {name: value for name, value in address.options.items() if name != "db"}
+        tls = {name: value for name, value in address.options.items() if name.startswith("ssl_")}
         self._nodes = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
             require_full_coverage=False,  # sessions on the other nodes go on
             ssl=address.tls,
-            **options,
+            **tls,
+            **self._opener.login,
             **_finding(timeout),
         ).nodes_manager
         self._pools: dict[tuple[str, int], RedisPool] = {}
         self._stale = True
+        self._finding = asyncio.Lock()
 
     async def exchange(self, key: Key, packed: bytes, deadline: float) -> Any:
         problem: Exception = TryAgainError("The cluster is being rearranged")
@@ -197,9 +208,21 @@ class Cluster:
         return node.host, int(node.port)
 
     async def _find_nodes(self, deadline: float) -> None:
-        async with asyncio.timeout_at(deadline):
-            await self._nodes.initialize()
+        async with asyncio.timeout_at(deadline), self._finding:
+            if not self._stale:
+                return  # somebody else has found them
+            await self._opener.check_files()
+            try:
+                await self._nodes.initialize()
+            except RedisClusterException as error:
+                if not (self._opener.asks and isinstance(error.__cause__, AuthenticationError)):
+                    raise
+                await self._nodes.initialize()
             notice_cancellation()
+            # Until the next time, a firewall may drop these connections in silence, or their login expire.
+            for node in (*self._nodes.startup_nodes.values(), *self._nodes.nodes_cache.values()):
+                with suppress(RedisError, OSError):
+                    await node.disconnect()
         self._stale = False
         known = {(node.host, int(node.port)) for node in self._nodes.nodes_cache.values()}
         for gone in self._pools.keys() - known:
