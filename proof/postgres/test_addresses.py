@@ -26,7 +26,6 @@ from tests.postgres_fixtures import POOLER, settings_for
 MARK = "TOPSECRET"
 
 
-
 def chain(error: BaseException) -> str:
     """Everything that a log, a debugger or a tool that records errors may show of it."""
     shown, todo, seen = [], [error], set()
@@ -136,7 +135,7 @@ def test_the_search_would_find_a_secret() -> None:
         f"postgresql://u:1/{MARK}@h/db",
         f"postgresql://u:1?{MARK}@h/db",
         f"postgresql://u:1#{MARK}@h/db",
-        f"postgresql://u:p@h/db?password={MARK}@x",
+        f"postgresql://u:planted@h/db?password={MARK}@x",
     ],
 )
 @pytest.mark.parametrize("command", [["doctor"], ["db", "upgrade"], ["db", "status"], ["chat", "Hi"]], ids=" ".join)
@@ -155,9 +154,7 @@ async def test_an_at_sign_that_is_not_escaped_is_one_sentence(
 
 
 @pytest.mark.skipif(POOLER == "transaction", reason="makes a role of its own")
-async def test_a_password_with_every_character_works_when_it_is_escaped(
-    server_url: str, database_url: str
-) -> None:
+async def test_a_password_with_every_character_works_when_it_is_escaped(server_url: str, database_url: str) -> None:
     from tests.postgres_fixtures import run_sql
 
     password = "p/?#@:[]% '\"&=+é"
@@ -318,4 +315,3 @@ def test_a_pooler_is_known_by_its_port_or_by_what_clients_write_for_it() -> None
         assert settings_for(f"postgresql://h/db{query}", database_pooler="auto").behind_pooler
     assert settings_for("postgresql://h:6543/db", database_pooler="auto").behind_pooler
     assert not settings_for("postgresql://h/db?pgbouncer=false", database_pooler="auto").behind_pooler
-

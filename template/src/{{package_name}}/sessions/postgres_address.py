@@ -129,8 +129,8 @@ class PostgresAddress:
         secrets = {*self.login, *self.server.values()}
         secrets |= {word for text in self.server.values() for word in re.split(r"[\s=]+", text) if len(word) > 2}
         for secret in sorted(filter(None, secrets), key=len, reverse=True):
-            text = text.replace(secret, "…")
-        return text
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "…", text)  # a short one may be a part of any word
+        return re.sub(r'\b(user|role) "[^"]*"', r'\1 "…"', text)  # it may be what `credentials` gave
 
 
 def parse_address(url: str, variable: str) -> PostgresAddress:

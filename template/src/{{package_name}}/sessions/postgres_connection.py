@@ -130,13 +130,13 @@ async def connect(
         end = monotonic() + (seconds or settings.database_timeout_seconds)
         return await _connect_to_any(settings, credentials, end, more)
     except DRIVER_ERRORS as error:  # some are ValueErrors as well
-        _forget_secrets(error, settings)
+        forget_locals(error)
         raise
-    except ValueError as error:  # of the driver, about something in the address or the environment (PGPORT …)
+    except ValueError as error:  # of the driver, about something in the environment (PGPORT …)
         forget_locals(error)
         raise SettingMissing(f"{settings.variable} cannot be used ({type(error).__name__}).") from None
     except BaseException as error:
-        _forget_secrets(error, settings)
+        forget_locals(error)
         raise
 
 
@@ -164,7 +164,7 @@ async def _connect_to_any(
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
             if number == len(tries):
                 raise
-            _forget_secrets(error, settings)
+            forget_locals(error)
     raise AssertionError("there is always a host")
 
 
@@ -225,16 +225,6 @@ def _options(
         options["statement_cache_size"] = 0
     options["server_settings"] = {**ours, **more.get("server_settings", {}), **address.server}
     return options
-
-
-def _forget_secrets(error: BaseException, settings: PostgresSettings) -> None:
-    """The driver's local variables hold the password, and a server may repeat the user or an option in its answer."""
-    forget_locals(error)
-    if isinstance(error, asyncpg.PostgresError):
-        address = settings.address
-        error.args = tuple(map(address.without_secrets, map(str, error.args)))
-        for name in ("message", "detail", "hint"):
-            setattr(error, name, address.without_secrets(getattr(error, name, None) or "") or None)
 
 
 def how_to_upgrade() -> str:

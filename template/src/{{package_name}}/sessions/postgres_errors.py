@@ -38,8 +38,13 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
     code: str = getattr(error, "sqlstate", None) or ""
     # Not str(error): that appends the server's details, which may quote stored values.
     problem = str(error.args[0]) if error.args else type(error).__name__
-    if not sent and (refusal := _refusal(error, code, problem, server, settings)):
-        return refusal
+    if not sent:
+        told, problem = problem, settings.address.without_secrets(problem)
+        if isinstance(error, asyncpg.PostgresError):  # a server may repeat the user, or an option
+            error.args = (problem,)
+            vars(error).update(message=problem, detail=None, hint=None)
+        if refusal := _refusal(error, code, told, problem, server, settings):
+            return refusal
     match code[:2], code:
         case ("28", _):
             return StoreRefused(f"{server} refused the login. Check user and password in {settings.variable}.")
@@ -109,43 +114,46 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
 
 
 def _refusal(
-    error: BaseException, code: str, problem: str, server: str, settings: PostgresSettings
+    error: BaseException, code: str, told: str, problem: str, server: str, settings: PostgresSettings
 ) -> SessionStoreError | None:
-    """What poolers, proxies and networks say to a new connection in a way of their own."""
+    """What poolers, proxies and networks say to a new connection in a way of their own.
+
+    `told` is the whole of it; `problem` is without what the address says of the login, for messages.
+    """
     if isinstance(error, OSError):
         if _PAUSED_OR_IPV6.search(settings.where) and _is_unreachable(error):
             return StoreRefused(
                 f"{server} cannot be reached: this address of Supabase has IPv6 only, or the project is paused. Put "
                 f"the address of the session pooler into {settings.variable} (Connect → Session pooler)."
             )
-        if "rejected SSL upgrade" in problem:
+        if "rejected SSL upgrade" in told:
             return StoreRefused(
                 f"{server} offers no TLS, which sslmode={settings.address.ssl_mode} in {settings.variable} asks for."
             )
         return None
     if not isinstance(error, asyncpg.PostgresError) or code not in ("XX000", "08P01", "28000", "28P01", "08006"):
         return None
-    if _FULL.search(problem):
+    if _FULL.search(told):
         return StoreUnavailable(f"{server}: the pooler has no connection left: {problem}. Lower DATABASE_POOL_MAX.")
-    if _WANTS_TLS.search(problem):
+    if _WANTS_TLS.search(told):
         return StoreRefused(f"{server} takes connections with TLS only. Add ?sslmode=require to {settings.variable}.")
-    if "pg_hba.conf" in problem:
+    if "pg_hba.conf" in told:
         return StoreRefused(
             f"{server} does not let this user in from this machine. Add it to pg_hba.conf or to the provider's list of "
             "allowed networks."
         )
     if code.startswith("28"):
         return None
-    if _NO_TENANT.search(problem):
+    if _NO_TENANT.search(told):
         return StoreRefused(
             f"{server}: the pooler does not know this project or user. In {settings.variable} the user must be "
             "postgres.<project ref>, and the host the one shown for the project (Connect → Session pooler)."
         )
-    if _NO_DATABASE.search(problem):
+    if _NO_DATABASE.search(told):
         return StoreRefused(f"{server}: this database does not exist. Create it, or correct {settings.variable}.")
-    if _NO_USER.search(problem):
+    if _NO_USER.search(told):
         return StoreRefused(f"{server} refused the login. Check user and password in {settings.variable}.")
-    if _PARAMETER.search(problem):
+    if _PARAMETER.search(told):
         return StoreRefused(
             f"{server}: the pooler does not take a parameter of {settings.variable}: {problem}. Remove it, or add it "
             "to the pooler's ignore_startup_parameters."
