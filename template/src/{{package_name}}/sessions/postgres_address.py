@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus
 
@@ -291,7 +290,7 @@ def _tls(query: Mapping[str, str], variable: str) -> dict[str, str]:
             raise SettingMissing(f"{variable}: sslrootcert=system needs sslmode=verify-full.")
     for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
         if name in tls and tls[name] != "system":
-            tls[name] = str(Path(tls[name]).expanduser())
+            tls[name] = os.path.expanduser(tls[name])  # raises nothing if there is no home
     return {**tls, "sslmode": mode} if mode else tls
 
 

@@ -8,7 +8,6 @@ import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -39,7 +38,7 @@ def tls_options(tls: Mapping[str, str], variable: str) -> dict[str, Any]:
     chosen = {name: tls.get(name) or os.environ.get(environment, "") for name, environment in _FILES.items()}
     _check_files(chosen, tls.get("sslpassword"), variable)
     mode = tls.get("sslmode") or os.environ.get("PGSSLMODE") or ""
-    own_roots = chosen["sslrootcert"] or (Path.home() / ".postgresql/root.crt").is_file()
+    own_roots = chosen["sslrootcert"] or os.path.isfile(os.path.expanduser("~/.postgresql/root.crt"))
     if chosen["sslrootcert"] == "system" or (mode == "verify-full" and not own_roots):
         return {"ssl": _system_context(chosen, tls), "direct_tls": tls.get("sslnegotiation") == "direct"}
     if mode == "verify-ca" and not own_roots:
