@@ -83,7 +83,7 @@ async def test_a_connection_that_the_server_ended_for_being_idle_is_replaced(set
 
 
 async def test_a_database_that_takes_no_writes_says_what_to_do(server_url: str, settings: PostgresSettings) -> None:
-    name = settings.dsn.rpartition("/")[2]
+    name = settings.address.database or ""
     admin = await asyncpg.connect(database_of(server_url, name))
     try:
         await admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')

@@ -15,6 +15,12 @@ class Wire(Relay):
     """A relay that can fall silent: nothing passes, in either direction, and no end of a connection is noticed."""
 
     silent = False
+    _born = 0
+    """How often it forgot connections; those that are older are silent for ever."""
+
+    def forget(self) -> None:
+        """Drop all connections without a word, as a firewall does with idle ones; new ones pass."""
+        self._born += 1
 
     def lead_to(self, url: str) -> None:
         """Lead new connections to another server, as DNS or a virtual address does after a failover."""
@@ -22,18 +28,18 @@ class Wire(Relay):
         self._target = parts.hostname or "", parts.port or 5432
 
     async def _serve(self, from_client: StreamReader, to_client: StreamWriter) -> None:
-        read, write = from_client.read, to_client.write
+        read, write, born = from_client.read, to_client.write, self._born
 
         async def read_unless_silent(n: int = -1) -> bytes:
             while True:
                 data = await read(n)
-                if not self.silent:
+                if not self.silent and born == self._born:
                     return data
                 if not data:
                     await asyncio.Event().wait()  # until the relay ends
 
         def write_unless_silent(data: bytes) -> None:
-            if not self.silent:
+            if not self.silent and born == self._born:
                 write(data)
 
         from_client.read = read_unless_silent  # type: ignore[method-assign]

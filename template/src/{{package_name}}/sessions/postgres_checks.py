@@ -14,9 +14,10 @@ from .postgres_connection import (
     PostgresSettings,
     connect,
     read_opening,
-    translate,
 )
+from .postgres_errors import translate
 from .postgres_schema import Migration, check_migrations
+from .postgres_socket import is_encrypted
 from .store import SessionStoreError
 
 OLDEST = 11
@@ -53,6 +54,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         return
     try:
         yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
+        yield _check_transport(settings, encrypted=is_encrypted(connection))
         yield _check_server_version(connection.get_server_version())
         pooler = await _check_pooler(connection, settings)
         yield pooler
@@ -68,6 +70,23 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         yield Check("connection", "fail", "The checks were cut short.", str(problem))
     finally:
         await connection.close()
+
+
+def _check_transport(settings: PostgresSettings, *, encrypted: bool) -> Check:
+    address = settings.address
+    if not address.is_remote:
+        return Check("TLS", "ok", "The server is on this machine.")
+    todo = f"Add ?sslmode=verify-full to {settings.variable} (require if nobody vouches for the server's certificate)."
+    if not encrypted:
+        what = "The connection is not encrypted: the password's proof and all conversations can be read on the way."
+        return Check("TLS", "warn", what, f"{todo} On a private network you may leave it.")
+    if address.ssl_mode in ("disable", "allow", "prefer"):
+        what = "The connection is encrypted, but nothing requires it: who is in between can turn it off."
+        return Check("TLS", "warn", what, todo)
+    if address.bound and address.ssl_mode == "require":
+        what = "The connection is encrypted, but channel_binding=require is not checked: the driver cannot do that."
+        return Check("TLS", "warn", what, todo.replace("Add ?", "Write "))
+    return Check("TLS", "ok", f"The connection is encrypted (sslmode={address.ssl_mode}).")
 
 
 def _check_server_version(version: asyncpg.types.ServerVersion) -> Check:
@@ -114,6 +133,8 @@ async def _check_schema(
     try:
         answer = await connection.fetchval(OPENING_STATEMENT, "")
         read_opening(answer)
+    except asyncpg.InsufficientPrivilegeError:
+        return Check("schema", "warn", "This role cannot see whether the schema fits this program.", "See its rights.")
     except asyncpg.PostgresError as error:
         return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:

@@ -1,21 +1,24 @@
-"""Reaching PostgreSQL: the settings, the connection options that follow from them, and its errors as ours."""
+"""Reaching PostgreSQL: the settings, and a connection to one of the servers that they name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import ceil
+from time import monotonic
 from typing import Any, ClassVar, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 from pydantic import Field, SecretStr
 
+from .postgres_address import EXAMPLE, Login, PostgresAddress, parse_address
+from .postgres_socket import keep_alive, tls_options
 from .store import (
     COMMAND,
     SchemaOutdated,
     SessionStoreError,
     SettingMissing,
-    StoreRefused,
     StoreSettings,
     StoreUnavailable,
     how_to,
@@ -25,7 +28,12 @@ from .tracebacks import forget_locals, forgets_locals
 SCHEMA_VERSION = 20261126000001
 """The newest migration that this program was written for."""
 
-EXAMPLE = "postgresql://user:password@host:5432/name"
+OTHER_HOST_SECONDS = 5.0
+"""How long a host may be silent before the next one is tried, if the address has no connect_timeout."""
+
+Credentials = Callable[[], Awaitable[tuple[str, str]]]
+"""Gives user and password for one new connection, for those that expire (cloud IAM). It is asked once more if they are
+refused."""
 
 # As texts: for an array of numbers asyncpg asks the server what that is, once on each connection, and turns the setting
 # `jit` off and on around the question. Behind a transaction pooler it stays off if another connection turns it on.
@@ -46,7 +54,7 @@ class PostgresSettings(StoreSettings):
     """Where the address comes from, for messages."""
 
     database_url: SecretStr | None = None
-    """postgresql://user:password@host:5432/name; with ?sslmode=require for TLS."""
+    """postgresql://user:password@host:5432/name; with ?sslmode=verify-full for TLS."""
     database_pool_max: int = Field(default=10, ge=1)
     """Connections per process, at most. Calls beyond it wait."""
     database_timeout_seconds: float = Field(default=30.0, gt=0)
@@ -56,47 +64,28 @@ class PostgresSettings(StoreSettings):
 
     @property
     @forgets_locals
-    def dsn(self) -> str:
-        """The address as asyncpg takes it.
+    def address(self) -> PostgresAddress:
+        """What the address says.
 
         Raises:
-            SettingMissing: It is not set, or is no PostgreSQL URL.
+            SettingMissing: It is not set, or cannot be used.
         """
         # No frame that an error leaves behind may have the address, with its password, among its local variables.
         if self.database_url is None:
             raise SettingMissing(f"{self.variable} is not set. Put {EXAMPLE} into .env.")
-        if problem := _problem(self.database_url):
-            raise SettingMissing(f"{self.variable} {problem}")
-        return f"postgresql://{_parts(self.database_url)[1]}"
+        return parse_address(self.database_url.get_secret_value(), self.variable)
 
     @property
     def behind_pooler(self) -> bool:
         """Whether the server may change between two statements, so that prepared statements and SET get lost."""
         if self.database_pooler != "auto":
             return self.database_pooler == "transaction"
-        url = urlsplit(self.dsn)
-        return url.port == 6543 or parse_qs(url.query).get("pgbouncer") == ["true"]
+        return self.address.pooler
 
     @property
     def where(self) -> str:
-        """Host, port and database, for messages: the address without its secrets."""
-        url = urlsplit(self.dsn)
-        return f"{url.hostname or 'localhost'}:{url.port or 5432}{url.path}"
-
-
-def connect_options(settings: PostgresSettings) -> dict[str, Any]:
-    """Arguments for `asyncpg.connect`."""
-    options: dict[str, Any] = {
-        # asyncpg does not know the parameter that others use to announce PgBouncer.
-        "dsn": settings.dsn.replace("?pgbouncer=true&", "?")
-        .replace("?pgbouncer=true", "")
-        .replace("&pgbouncer=true", ""),
-        "timeout": settings.database_timeout_seconds,
-        "command_timeout": settings.database_timeout_seconds,
-    }
-    if settings.behind_pooler:
-        return {**options, "statement_cache_size": 0}
-    return {**options, "server_settings": {"application_name": COMMAND}}
+        """Hosts, ports and database, for messages: the address without its secrets."""
+        return self.address.where
 
 
 def read_opening(answer: Sequence[str | None]) -> str | None:
@@ -116,49 +105,126 @@ def pool_options(settings: PostgresSettings) -> dict[str, Any]:
     It does so too if no request to cancel one gets through any more. Not through a pooler, which would refuse it or
     hand it on to others; and not if the address itself sets that timeout.
     """
-    if settings.behind_pooler or "statement_timeout" in unquote(urlsplit(settings.dsn).query):
+    server = settings.address.server
+    if settings.behind_pooler or "statement_timeout" in server or "statement_timeout" in server.get("options", ""):
         return {}
     milliseconds = min(ceil(settings.database_timeout_seconds * 1000), 2**31 - 1)
     return {"server_settings": {"application_name": COMMAND, "statement_timeout": str(milliseconds)}}
 
 
-async def connect(settings: PostgresSettings, **more: Any) -> asyncpg.Connection:
-    """Connect with `connect_options`, replaced by `more`.
+async def connect(
+    settings: PostgresSettings, credentials: Credentials | None = None, *, seconds: float | None = None, **more: Any
+) -> asyncpg.Connection:
+    """Connect to the first of the servers that answers and is of the kind that the address asks for.
+
+    Args:
+        settings: Where to, and how.
+        credentials: Gives user and password instead of the address.
+        seconds: For all of it; DATABASE_TIMEOUT_SECONDS if left out.
+        more: Further arguments of `asyncpg.connect`.
 
     Raises:
-        Exception: One of `DRIVER_ERRORS`.
+        Exception: One of `DRIVER_ERRORS`, or a `SessionStoreError`.
     """
     try:
-        return await asyncpg.connect(**{**connect_options(settings), **more})
+        end = monotonic() + (seconds or settings.database_timeout_seconds)
+        return await _connect_to_any(settings, credentials, end, more)
+    except DRIVER_ERRORS as error:  # some are ValueErrors as well
+        forget_locals(error)
+        raise
+    except ValueError as error:  # of the driver, about something in the environment (PGPORT …)
+        forget_locals(error)
+        raise SettingMissing(f"{settings.variable} cannot be used ({type(error).__name__}).") from None
     except BaseException as error:
         forget_locals(error)
         raise
 
 
-def _parts(url: SecretStr) -> tuple[str, str]:
-    """Scheme and rest of an address."""
-    scheme, separator, rest = url.get_secret_value().strip().partition("://")
-    return (scheme if separator else "", rest)
+async def _connect_to_any(
+    settings: PostgresSettings, credentials: Credentials | None, end: float, more: Mapping[str, Any]
+) -> asyncpg.Connection:
+    address = settings.address
+    hosts: list[tuple[str, int] | None] = list(address.hosts) or [None]
+    if address.shuffled:
+        random.shuffle(hosts)
+    targets = ("standby", "any") if address.target == "prefer-standby" else (address.target,)
+    tries = [(host, target) for target in targets for host in hosts]
+    patience = address.socket.get("connect_timeout", 0)
+    for number, (host, target) in enumerate(tries, 1):
+        seconds = end - monotonic()
+        if number < len(tries):  # one that is silent must leave time for the others
+            seconds = min(seconds / 2, patience if patience > 0 else OTHER_HOST_SECONDS)
+        elif patience > 0:
+            seconds = min(seconds, max(patience, 2))
+        if seconds <= 0:
+            raise TimeoutError
+        try:
+            async with asyncio.timeout(seconds):
+                return await _log_in(settings, credentials, host, target, more)
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+            if number == len(tries):
+                raise
+            forget_locals(error)
+    raise AssertionError("there is always a host")
 
 
-def _problem(url: SecretStr) -> str | None:
-    """Why an address cannot be used; continues a sentence."""
-    scheme, rest = _parts(url)
-    # What SQLAlchemy calls postgresql+asyncpg is the same address.
-    if scheme.partition("+")[0] not in ("postgresql", "postgres"):
-        return f"is no PostgreSQL URL. Write {EXAMPLE}."
+async def _log_in(
+    settings: PostgresSettings,
+    credentials: Credentials | None,
+    host: tuple[str, int] | None,
+    target: str | None,
+    more: Mapping[str, Any],
+) -> asyncpg.Connection:
+    again = credentials is not None
+    while True:
+        login = await _ask(credentials) if credentials else settings.address.login
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(**_options(settings, host, login, target, more))
+        except asyncpg.InvalidAuthorizationSpecificationError:  # and its subclass for passwords
+            if not again:
+                raise
+            again = False  # it may have expired just now: the next one is new
+        else:
+            keep_alive(connection, settings.address.socket)
+            return connection
+
+
+async def _ask(credentials: Credentials) -> Login:
     try:
-        parts = urlsplit(f"postgresql://{rest}")
-        # An @ or # behind the host is the rest of a password that was cut at one of its own characters.
-        usable = parts.port != 0 and not parts.fragment and "@" not in parts.path + parts.query
-    except ValueError:  # the port is no number, or a [ is nowhere closed
-        usable = False
-    if usable:
-        return None
-    return (
-        "cannot be used: its port is no number, or its password holds one of / ? # @ : [ ] "
-        "which must be written as %2F %3F %23 %40 %3A %5B %5D."
-    )
+        user, password = await credentials()
+    except SessionStoreError:
+        raise
+    except Exception as error:
+        raise StoreUnavailable(
+            f"The function `credentials` gave no user and password: {type(error).__name__}. Its error is the cause."
+        ) from error
+    return Login(user, password)
+
+
+@forgets_locals
+def _options(
+    settings: PostgresSettings, host: tuple[str, int] | None, login: Login, target: str | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments for `asyncpg.connect`."""
+    address = settings.address
+    options: dict[str, Any] = {
+        "user": login.user,
+        "password": login.password,
+        "database": address.database,
+        "target_session_attrs": target,
+        "command_timeout": settings.database_timeout_seconds,
+        "timeout": None,
+        **address.driver,
+        **tls_options(address.tls, settings.variable),
+        **more,
+    }
+    if host is not None:
+        options |= {"host": [host[0]], "port": [host[1]]}
+    ours = {} if settings.behind_pooler else {"application_name": COMMAND}
+    if settings.behind_pooler:
+        options["statement_cache_size"] = 0
+    options["server_settings"] = {**ours, **more.get("server_settings", {}), **address.server}
+    return options
 
 
 def how_to_upgrade() -> str:
@@ -186,72 +252,3 @@ def check_version(versions: Sequence[int | str]) -> None:
             f"The database schema (version {version}) is made for newer programs than this one ({SCHEMA_VERSION}). "
             "Deploy the current version of this app."
         )
-
-
-def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -> SessionStoreError:
-    """A driver's error as ours, with what to do. Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
-
-    Args:
-        error: One of `DRIVER_ERRORS`.
-        settings: Tells where the server is.
-        sent: Whether the statement had been handed to the driver.
-    """
-    forget_locals(error)  # the driver's hold the password
-    server = f"PostgreSQL at {settings.where}"
-    code: str = getattr(error, "sqlstate", None) or ""
-    # Not str(error): that appends the server's details, which may quote stored values.
-    problem = str(error.args[0]) if error.args else type(error).__name__
-    match code[:2], code:
-        case ("28", _):
-            return StoreRefused(f"{server} refused the login. Check user and password in {settings.variable}.")
-        case (_, "3D000"):
-            return StoreRefused(f"{server}: this database does not exist. Create it, or correct {settings.variable}.")
-        case (_, "42501"):
-            return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
-        case (_, "42883" | "42P01" | "3F000"):
-            return SchemaOutdated(f"{server} has no tables or functions of this app. {how_to_upgrade()}.")
-        case (_, "26000" | "42P05"):
-            return SessionStoreError(f"{server}: a pooler swaps prepared statements. Set DATABASE_POOLER=transaction.")
-        case (_, "53300"):
-            return StoreUnavailable(
-                f"{server} has no connection left. Lower DATABASE_POOL_MAX or raise max_connections."
-            )
-        case ("53", _):
-            return StoreRefused(f"{server} is out of resources: {problem}.")
-        case (_, "25006"):
-            return StoreUnavailable(
-                f"{server} takes no writes: {problem}. Is it a standby, or is default_transaction_read_only on? "
-                f"Point {settings.variable} to the primary."
-            )
-        case (_, "57014"):
-            return StoreUnavailable(
-                f"{server} did not finish the statement within {settings.database_timeout_seconds:g} s "
-                f"(DATABASE_TIMEOUT_SECONDS), or somebody cancelled it: {problem}."
-            )
-        case ("08" | "25" | "40", _) | (_, "55P03" | "57P01" | "57P02" | "57P03" | "57P04" | "57P05"):
-            # Only these cut the connection; after the others the statement was certainly rolled back.
-            cut = code[:2] == "08" or code[:4] == "57P0"
-            return StoreUnavailable(f"{server} cannot serve now: {problem}.", maybe_applied=sent and cut)
-    match error:
-        case asyncpg.DataError():  # its message quotes the value
-            return SessionStoreError(f"{server}: a value of this call cannot be stored (half a surrogate pair?).")
-        case asyncpg.PostgresError():
-            return SessionStoreError(f"{server} refused the statement ({code}): {problem}")
-        case asyncpg.ClientConfigurationError():
-            return SettingMissing(f"{settings.variable} cannot be used: {error}.")
-        case asyncpg.UnsupportedClientFeatureError():
-            return SessionStoreError(f"{server}: {error}")
-        case NoFreeConnection():
-            return StoreUnavailable(
-                f"{server} gave no free connection within {settings.database_timeout_seconds:g} s "
-                f"(DATABASE_TIMEOUT_SECONDS; DATABASE_POOL_MAX is {settings.database_pool_max})."
-            )
-        case TimeoutError():
-            return StoreUnavailable(
-                f"{server} did not answer within {settings.database_timeout_seconds:g} s (DATABASE_TIMEOUT_SECONDS).",
-                maybe_applied=sent,
-            )
-    lost = "The connection to" if sent else "Cannot reach"
-    reason = f" was lost ({type(error).__name__})" if sent else f": {error}"
-    todo = f"Is the server up, and {settings.variable} right?"
-    return StoreUnavailable(f"{lost} {server}{reason}. {todo}", maybe_applied=sent)

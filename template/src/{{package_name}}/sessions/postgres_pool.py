@@ -14,11 +14,18 @@ from typing import Any
 
 import asyncpg
 
-from .postgres_connection import NoFreeConnection, PostgresSettings, connect, pool_options
+from .postgres_connection import Credentials, NoFreeConnection, PostgresSettings, connect, pool_options
 from .retry import cancellations
 
-IDLE_SECONDS = 300.0
-"""Connections unused for longer are not trusted: firewalls drop them in silence. The same as asyncpg's pool."""
+IDLE_SECONDS = 200.0
+"""Connections unused for longer are not trusted: load balancers drop them in silence, the first ones after 240 s."""
+
+CHECK_SECONDS = 30.0
+"""Connections unused for longer are asked first whether they still work: a statement that is swallowed by the network
+would take the whole timeout, and nobody would know whether it was carried out. One round trip, after a pause only."""
+
+CHECK_TIMEOUT_SECONDS = 2.0
+"""How long the answer may take. Then a new connection is opened."""
 
 CLOSE_SECONDS = 2.0
 """How long all idle connections together may take to close."""
@@ -33,8 +40,9 @@ class ConnectionPool:
     late or cancelled is ended at the server before the call ends, within SESSION_SETTLE_SECONDS more.
     """
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    def __init__(self, settings: PostgresSettings, credentials: Credentials | None = None) -> None:
         self._settings = settings
+        self._credentials = credentials
         self._timeout = settings.database_timeout_seconds
         self._settle_seconds = settings.session_settle_seconds
         self._server_settings = pool_options(settings)
@@ -103,9 +111,10 @@ class ConnectionPool:
         try:
             while self._idle:
                 pooled = self._idle.pop()
-                if monotonic() - pooled.idle_since > IDLE_SECONDS:
+                idle = monotonic() - pooled.idle_since
+                if idle > IDLE_SECONDS:
                     pooled.connection.terminate()
-                elif not pooled.connection.is_closed():
+                elif not pooled.connection.is_closed() and (idle < CHECK_SECONDS or await self._answers(pooled)):
                     return pooled
             # Of this generation even if others find out, while this one connects, that the server is another now.
             generation = self._generation
@@ -114,6 +123,24 @@ class ConnectionPool:
             self._free.release()
             raise
 
+    async def _answers(self, pooled: _Pooled) -> bool:
+        """Whether a connection that was idle still works. If not, it is cut, and those that were idle for longer."""
+        # In a task that can be left behind, for the reason that `_settle` gives.
+        probe = asyncio.ensure_future(pooled.connection.execute("SELECT 1", timeout=CHECK_TIMEOUT_SECONDS))
+        works = False
+        try:
+            await asyncio.wait({probe}, timeout=min(CHECK_TIMEOUT_SECONDS, self._timeout / 2))
+            works = probe.done() and not probe.cancelled() and probe.exception() is None
+        finally:
+            if not works:
+                pooled.connection.terminate()
+                _abandon(probe)
+        if not works:
+            logger.info("%s: an idle connection did not answer and is replaced.", self._settings.where)
+            while self._idle and self._idle[0].idle_since <= pooled.idle_since:
+                self._idle.pop(0).connection.terminate()
+        return works
+
     async def _connect(self, deadline: float) -> asyncpg.Connection:
         # The driver gives its request to cancel a statement `command_timeout` seconds.
         options = {"command_timeout": self._settle_seconds, "max_cached_statement_lifetime": 0}
@@ -121,7 +148,9 @@ class ConnectionPool:
             if (seconds := deadline - monotonic()) <= 0:
                 raise TimeoutError
             try:
-                return await connect(self._settings, **options, **self._server_settings, timeout=seconds)
+                return await connect(
+                    self._settings, self._credentials, seconds=seconds, **options, **self._server_settings
+                )
             except (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError):
                 # A pooler in session mode: all is well with it, but it may refuse what it does not know.
                 if not self._server_settings:

@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 import asyncpg
 
 from .checks import Check
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, translate
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect
+from .postgres_errors import translate
 from .store import SessionStoreError, how_to
 
 # Any number will do, as long as all versions of this program use the same one.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import unquote_plus
 
 import asyncpg
 from pydantic import SecretStr
 
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, translate
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect
+from .postgres_errors import translate
 from .store import SessionStoreError
+
+# Cut out of the text: to take the rest apart and put it together again might change a password.
+_TABLE = re.compile(r"(?<=[?&])messages_table=([^&#@]*)&?")
 
 
 class _SourceSettings(PostgresSettings):
@@ -64,13 +69,10 @@ async def open_postgres_source(url: str) -> AsyncIterator[PostgresSource]:
     Raises:
         SessionStoreError: It cannot be reached or read, or there is no such table.
     """
-    base, _, query = url.partition("?")
-    parameters = dict(parse_qsl(query))
-    table = parameters.pop("messages_table", "agent_messages")
-    if "ssl" in parameters:  # so SQLAlchemy calls it
-        parameters["sslmode"] = parameters.pop("ssl")
-    dsn = f"{base}?{urlencode(parameters)}" if parameters else base
-    settings = _SourceSettings(database_url=SecretStr(dsn))
+    named = _TABLE.search(url)
+    table = unquote_plus(named[1]) if named else "agent_messages"
+    settings = _SourceSettings(database_url=SecretStr(_TABLE.sub("", url)))
+    del url, named  # tools that show local variables show no password
     try:
         # Without a time limit: listing the sessions of a large table may take long.
         connection = await connect(settings, command_timeout=None)

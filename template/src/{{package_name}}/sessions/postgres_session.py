@@ -13,7 +13,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -22,13 +22,8 @@ from pydantic import SecretStr
 from .environment import from_environment
 from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
-from .postgres_connection import (
-    DRIVER_ERRORS,
-    OPENING_STATEMENT,
-    PostgresSettings,
-    read_opening,
-    translate,
-)
+from .postgres_connection import DRIVER_ERRORS, OPENING_STATEMENT, Credentials, PostgresSettings, read_opening
+from .postgres_errors import translate
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
 from .store import Batch, Content, Id, SessionInfo, SessionKey, SessionPage, check_aware, encode_metadata, id_text
@@ -65,12 +60,18 @@ _APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
 
 
 class PostgresStore(ConnectedStore):
-    """All sessions of one database, over one connection pool, which opens at the first call."""
+    """All sessions of one database, over one connection pool, which opens at the first call.
+
+    Args:
+        settings: From the environment if left out.
+        credentials: Asked for user and password of every new connection, where they expire (RDS IAM, Entra).
+    """
 
     settings: PostgresSettings
 
-    def __init__(self, settings: PostgresSettings | None = None) -> None:
+    def __init__(self, settings: PostgresSettings | None = None, *, credentials: Credentials | None = None) -> None:
         super().__init__(settings or from_environment(PostgresSettings))
+        self._credentials = credentials
         self._pool: ConnectionPool | None = None
         self._place: Place | None = None
 
@@ -176,13 +177,14 @@ class PostgresStore(ConnectedStore):
             return await pool.fetchval(statement, arguments)
         except ConnectFailed as error:
             cause = error.__cause__ or error
-            raise translate(cause, self.settings, sent=False) from cause
+            problem = translate(cause, self.settings, sent=False)
+            raise problem from (cause.__cause__ if problem is cause else cause)
         except DRIVER_ERRORS as error:
             raise translate(error, self.settings, sent=True) from _without_values(error)
 
     async def _connect(self) -> str | None:
         if self._pool is None:
-            self._pool = ConnectionPool(self.settings)
+            self._pool = ConnectionPool(self.settings, self._credentials)
         return read_opening(await self._fetch(self._pool, OPENING_STATEMENT, ""))
 
     async def _disconnect(self) -> None:
@@ -206,6 +208,7 @@ class PostgresSession(SharedStoreSession):
         user_id: Whose conversation it is.
         session_settings: Default limit for reads; an object or a dict.
         settings: Everything else; from the environment if left out.
+        credentials: As for `PostgresStore`. Sessions with the same function share a store.
 
     Raises:
         SettingMissing: No dsn, or no usable one.
@@ -221,13 +224,15 @@ class PostgresSession(SharedStoreSession):
         user_id: Id = "",
         session_settings: SessionSettings | dict[str, Any] | None = None,
         settings: PostgresSettings | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         settings = settings or from_environment(PostgresSettings)
         if dsn is not None:
             settings = settings.model_copy(update={"database_url": SecretStr(dsn)})
-        _ = settings.dsn  # which raises what is wrong with it
+        _ = settings.address  # which raises what is wrong with it
         key = SessionKey(user_id, session_id)
-        super().__init__(settings, lambda: PostgresStore(settings), key, session_settings)
+        make_store = partial(PostgresStore, settings, credentials=credentials)
+        super().__init__(settings, make_store, key, session_settings, token=credentials)
 
 
 def _without_values(error: BaseException) -> BaseException | None:

@@ -64,6 +64,7 @@ class SupabaseSettings(StoreSettings):
             url = urlsplit(self.supabase_url.strip())
             # A name and password would be shown in messages, a query would swallow the path of every call.
             usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+            usable = usable and "@" not in url.path
         except ValueError:  # the port is no number
             usable = False
         if not usable or not re.fullmatch(r"[\w.:\[\]-]+", url.netloc, re.ASCII) or not _fits_in_header(f"/{url.path}"):

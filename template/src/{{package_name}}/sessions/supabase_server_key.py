@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from .postgres_connection import DRIVER_ERRORS, connect_options, translate
+from .postgres_connection import DRIVER_ERRORS, connect
+from .postgres_errors import translate
 from .store import SessionStoreError, SettingMissing, how_to
 from .supabase_connection import SupabaseSettings
 from .supabase_errors import how_to_upgrade
@@ -107,7 +108,7 @@ async def _database(settings: SupabaseSettings) -> AsyncIterator[asyncpg.Connect
         )
     connected = False
     try:
-        connection = await asyncpg.connect(**connect_options(settings.database))
+        connection = await connect(settings.database)
         connected = True
         try:
             yield connection

@@ -1,0 +1,323 @@
+"""Addresses as people and providers write them: what they mean, and that no part of a login gets out of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from contextlib import suppress
+from io import StringIO
+from urllib.parse import quote, urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from my_agent import backend
+from my_agent.sessions import (
+    PostgresSession,
+    PostgresSettings,
+    PostgresStore,
+    SessionStoreError,
+    SettingMissing,
+    StoreRefused,
+    open_store,
+)
+from my_agent.sessions.postgres_address import parse_address
+from my_agent.sessions.postgres_checks import check_postgres
+from my_agent.sessions.postgres_schema import upgrade
+from my_agent.sessions.postgres_sdk import open_postgres_source
+from tests.command import invoke
+from tests.postgres_fixtures import POOLER, settings_for
+
+MARK = "TOPSECRET"
+
+
+def chain(error: BaseException) -> str:
+    """Everything that a log, a debugger or a tool that records errors may show of it."""
+    shown, todo, seen = [], [error], set()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        text = traceback.TracebackException.from_exception(each, capture_locals=True, max_group_width=99)
+        shown += [repr(each), str(each), repr(vars(each)), *text.format()]
+        todo += [one for one in (each.__cause__, each.__context__) if one is not None]
+    return "\n".join(shown)
+
+
+SECRETS = st.builds(
+    lambda before, after: before + MARK + after,
+    *[st.text(st.sampled_from("/?#@:[]%& '\"\\,=.;+é~aZ0"), max_size=4) for _ in range(2)],
+)
+HOSTS = st.sampled_from(["127.0.0.1:1", "[::1]:1", "127.0.0.1:1,127.0.0.1:2", "h:port", "h:0", "[::1", "a..b", ""])
+SCHEMES = st.sampled_from(["postgresql", "postgres", "postgresql+asyncpg", "POSTGRESQL", "mysql", ""])
+NAMES = st.sampled_from(["password", "sslpassword", "user", "options", "passfile", "application_name", "unknown"])
+
+
+@st.composite
+def urls(draw: st.DrawFn) -> str:
+    """Addresses with a secret in user, password or a parameter, escaped or not, and cut or doubled somewhere."""
+    secret = draw(SECRETS)
+    secret = draw(st.sampled_from([secret, quote(secret, safe="")]))
+    place = draw(st.sampled_from(["user", "password", "both", "query"]))
+    user = secret if place in ("user", "both") else "ada"
+    password = secret if place in ("password", "both") else "p"
+    query = f"?{draw(NAMES)}={secret}&connect_timeout=2" if place == "query" else draw(st.sampled_from(["", "?a", "?"]))
+    # With a host: without one, nothing tells the end of a password from a name of a host.
+    return f"{draw(SCHEMES)}://{user}:{password}@{draw(HOSTS)}/db{query}"
+
+
+async def attempts(url: str) -> str:
+    """What comes out when it is used in every way."""
+    configured = PostgresSettings(database_url=SecretStr(url)).model_copy(
+        update={"session_retry_seconds": 0.0, "database_timeout_seconds": 1.0}
+    )
+    shown = [repr(configured), str(configured)]
+
+    async def source(secret: list[str]) -> None:
+        async with open_postgres_source(secret.pop()):
+            pass
+
+    async def session() -> None:
+        async with PostgresSession("s", settings=configured) as session:
+            await session.get_items()
+
+    async def store() -> None:
+        async with open_store(configured):
+            pass
+
+    with suppress(SettingMissing):
+        shown += [configured.where, repr(configured.address)]
+    for work in (store, session, lambda: upgrade(configured, backend.migrations()), lambda: source([url])):
+        with pytest.raises(SessionStoreError, match=r"^.+$") as caught:  # one of ours, in one line
+            await work()
+        error = caught.value
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # not the frame of this test
+        shown.append(chain(error))
+    async for check in check_postgres(configured, backend.migrations()):
+        shown.append(repr(check))
+    return "\n".join(shown)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(url=urls())
+def test_no_part_of_a_login_gets_out_of_any_address(url: str) -> None:
+    stream = StringIO()
+    handler = logging.StreamHandler(stream)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        shown = asyncio.run(attempts(url))
+    finally:
+        root.removeHandler(handler)
+    assert MARK not in shown + stream.getvalue()
+    assert MARK.lower() not in shown + stream.getvalue()
+
+
+def leak(depth: int) -> None:
+    local = MARK if depth == 1 else ""
+    try:
+        raise ValueError(MARK if depth == 2 else "")
+    except ValueError as error:
+        raise RuntimeError(MARK if depth == 0 else str(len(local))) from error
+
+
+def test_the_search_would_find_a_secret() -> None:
+    """The check above is not blind: the marker is seen in a message, a local variable and a cause."""
+    for depth in range(3):
+        with pytest.raises(RuntimeError) as caught:
+            leak(depth)
+        caught.value.__traceback__ = caught.value.__traceback__ and caught.value.__traceback__.tb_next
+        assert MARK in chain(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://ada@contoso.com:{MARK}@db.example.invalid/app",
+        f"postgresql://u:pa@{MARK}:SECRET@h/db",
+        f"postgresql://u:pa/{MARK}@h/db",
+        f"postgresql://u:1/{MARK}@h/db",
+        f"postgresql://u:1?{MARK}@h/db",
+        f"postgresql://u:1#{MARK}@h/db",
+        f"postgresql://u:planted@h/db?password={MARK}@x",
+    ],
+)
+@pytest.mark.parametrize("command", [["doctor"], ["db", "upgrade"], ["db", "status"], ["chat", "Hi"]], ids=" ".join)
+async def test_an_at_sign_that_is_not_escaped_is_one_sentence(
+    url: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    done = await invoke(*command)
+    assert done.code == 1
+    told = done.out + done.err
+    assert "%40" in told
+    assert "DATABASE_URL cannot be used" in told
+    assert MARK not in told
+    assert "SECRET" not in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.skipif(POOLER == "transaction", reason="makes a role of its own")
+async def test_a_password_with_every_character_works_when_it_is_escaped(server_url: str, database_url: str) -> None:
+    from tests.postgres_fixtures import run_sql
+
+    password = "p/?#@:[]% '\"&=+é"
+    role = "ada@contoso.com"
+    await run_sql(server_url, f"""CREATE ROLE "{role}" LOGIN SUPERUSER PASSWORD '{password.replace("'", "''")}'""")
+    try:
+        parts = urlsplit(database_url)
+        login = f"{quote(role, safe='')}:{quote(password, safe='')}"
+        at = f"{parts.hostname}:{parts.port}"
+        for url in (
+            f"postgresql://{login}@{at}{parts.path}",
+            f"postgresql://{at}{parts.path}?user={quote(role, safe='')}&password={quote(password, safe='')}",
+        ):
+            async with PostgresStore(settings_for(url)) as store:
+                assert await store._call("SELECT current_user::text") == role
+    finally:
+        await run_sql(server_url, f'DROP ROLE "{role}"')
+
+
+async def test_a_server_that_repeats_the_user_or_an_option_is_not_quoted(database_url: str) -> None:
+    parts = urlsplit(database_url)
+    at = f"{parts.hostname}:{parts.port}{parts.path}"
+    login = parts.netloc.rpartition("@")[0]
+    for url in (f"postgresql://{MARK}:p@{at}", f"postgresql://{login}@{at}?options=-c%20{MARK}%3D1"):
+        with pytest.raises(StoreRefused, match="PostgreSQL at") as caught:
+            await PostgresStore(settings_for(url)).ping()
+        error = caught.value
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # not the frame of this test
+        assert MARK not in chain(error)
+
+
+# ── What is pasted ──────────────────────────────────────────────────────────
+
+WORKING = [
+    "channel_binding=require",
+    "channel_binding=prefer",
+    "pgbouncer=true&connection_limit=1&pool_timeout=20&schema=public&sslaccept=accept_invalid_certs",
+    "pgbouncer=false",
+    "connect_timeout=10",
+    "connect_timeout=0",
+    "application_name=mine",
+    "fallback_application_name=mine",
+    "options=-c%20statement_timeout%3D7s",
+    "options=-c+statement_timeout%3D7s",
+    "keepalives=1&keepalives_idle=30&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=10000",
+    "keepalives=0",
+    "target_session_attrs=any",
+    "target_session_attrs=read-write",
+    "target_session_attrs=primary",
+    "target_session_attrs=prefer-standby",
+    "load_balance_hosts=random",
+    "load_balance_hosts=disable",
+    "gssencmode=disable",
+    "krbsrvname=postgres",
+    "sslmode=prefer",
+    "sslmode=disable",
+    "ssl=false",
+    "client_encoding=utf8",
+    "client_encoding=UTF8",
+    "requiressl=0",
+    "sslnegotiation=postgres",
+    "prepared_statement_cache_size=0",
+    "async_fallback=true",
+    "statement_cache_size=0",
+    "app.tenant=7",
+    "timezone=UTC",
+    "sslcompression=0&sslsni=1",
+    "",
+    "&connect_timeout=5&",
+]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg2"])
+async def test_the_schemes_of_others_work(database_url: str, scheme: str) -> None:
+    url = database_url.replace("postgresql://", f"{scheme}://")
+    for written in (url, f" {url}\n", f"'{url}'", f'"{url}"'):
+        async with PostgresStore(settings_for(written)) as store:
+            assert await store._call("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("query", WORKING)
+async def test_a_pasted_parameter_works(database_url: str, query: str) -> None:
+    async with PostgresStore(settings_for(f"{database_url}?{query}")) as store:
+        await store.session("s").add_items([{"role": "user", "content": "Hi"}])
+        assert len(await store.session("s").get_items()) == 1
+        if "application_name=mine" in query and POOLER != "transaction":
+            assert await store._call("SELECT current_setting('application_name')") == "mine"
+        if "statement_timeout" in query:
+            assert await store._call("SELECT current_setting('statement_timeout')") == "7s"
+        if query.startswith("app."):
+            assert await store._call("SELECT current_setting('app.tenant')") == "7"
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("service=mine", "service"),
+        ("require_auth=scram-sha-256", "require_auth"),
+        ("gssencmode=require", "gssencmode"),
+        ("client_encoding=latin1", "client_encoding"),
+        ("sslmode=strange", "sslmode"),
+        ("ssl=strange", "ssl"),
+        ("target_session_attrs=strange", "target_session_attrs"),
+        ("replication=database", "replication"),
+        ("sslrootcert=system&sslmode=require", "sslmode=verify-full"),
+        ("sslrootcert=/nowhere/ca.pem&sslmode=verify-full", "/nowhere/ca.pem"),
+        ("sslmode=verify-ca", "sslrootcert"),
+        ("connect_timeout=soon", "connect_timeout"),
+        ("sslnegotiation=strange", "sslnegotiation"),
+        ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version"),
+        ("unknown=1", "unknown"),
+        ("schema=mine", "schema"),
+        ("host=h&hostaddr=127.0.0.1", "hostaddr"),
+        ("port=1,2", "port"),
+        ("password=a&rest", "%26"),
+        ("sslpassword=a&TOPSECRET=1", "parameter 2"),
+    ],
+)
+async def test_what_cannot_be_used_is_named(
+    database_url: str, query: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"{database_url}?{query}")
+    monkeypatch.setenv("HOME", "/nowhere")
+    done = await invoke("sessions", "list")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("Error: DATABASE_URL")
+    assert named in done.err
+    assert done.err.count("\n") == 1
+    assert MARK not in done.err
+    assert "Trying again" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://u:p@h1:5432,h2:5433/db", "h1:5432,h2:5433/db"),
+        ("postgresql://u:p@[::1]:5433,h2/db", "[::1]:5433,h2:5432/db"),
+        ("postgresql://u:p@[fe80::1%25eth0]/db", "[fe80::1%eth0]:5432/db"),
+        ("postgresql:///db?host=/run/postgresql", "/run/postgresql:5432/db"),
+        ("postgresql://u@%2Frun%2Fpostgresql/db", "/run/postgresql:5432/db"),
+        ("postgresql://u@%2Frun%2Fpostgresql:5433/db", "/run/postgresql:5433/db"),
+        ("postgresql://u:p@localhost/db?host=/cloudsql/p:r:i", "/cloudsql/p:r:i:5432/db"),
+        ("postgresql://u:p@/db?host=h1:1&host=h2:2", "h1:1,h2:2/db"),
+        ("postgresql://u:p@/db?host=h1,h2&port=1,2", "h1:1,h2:2/db"),
+        ("postgresql:///db", "localhost:5432/db"),
+        ("postgresql://", "localhost:5432"),
+        ("postgresql://u:p@h/my%20db", "h:5432/my db"),
+    ],
+)
+def test_messages_name_hosts_and_database(url: str, where: str) -> None:
+    assert parse_address(url, "DATABASE_URL").where == where
+
+
+def test_a_pooler_is_known_by_its_port_or_by_what_clients_write_for_it() -> None:
+    for query in ("?pgbouncer=true", "?statement_cache_size=0", "?prepared_statement_cache_size=0"):
+        assert settings_for(f"postgresql://h/db{query}", database_pooler="auto").behind_pooler
+    assert settings_for("postgresql://h:6543/db", database_pooler="auto").behind_pooler
+    assert not settings_for("postgresql://h/db?pgbouncer=false", database_pooler="auto").behind_pooler
