@@ -309,3 +309,20 @@ async def test_a_compaction_by_hand_keeps_damaged_rows(store: SessionStore, dama
     await compacting(session).run_compaction({"force": True})
     assert texts(await session.get_items()) == ["a summary"]
     assert "damage" in await store.tail(KEY, None)
+
+
+# ── What compaction leaves ──────────────────────────────────────────────────
+
+DAMAGED = ["not json", "[1]", "", "plain:x", "plain:{}", '{"n":' + "9" * 5000 + "}", "sealed:0badc0de:x"]
+
+
+async def test_compaction_leaves_what_cannot_be_read_as_it_is_stored(store: SessionStore) -> None:
+    raw = getattr(store, "inner", store)  # with encryption, below it
+    session = store.session("s")
+    await session.add_items([user("first")])
+    for number, damaged in enumerate(DAMAGED):
+        await raw.append(KEY, Batch.of([Row(damaged)]))
+        await session.add_items([user(str(number))])
+    assert await session._atomic_replace_items([user("a summary")])
+    assert texts(await session.get_items()) == ["a summary"]
+    assert (await raw.tail(KEY, None))[:-1] == DAMAGED

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from .codec import try_decode
@@ -115,14 +116,16 @@ class EncryptedStore(SessionStore):
     async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         """As promised, in two round trips if a tail is expected: sealed texts differ each time, so it is read first."""
         cipher = self._cipher
-        sealed = _sealed_batch(cipher, key, batch)
         if not expected_tail:
-            return await self.inner.replace_tail(key, expected_tail, sealed)
+            return await self.inner.replace_tail(key, expected_tail, _sealed_batch(cipher, key, batch))
         stored = await self.inner.tail(key, len(expected_tail))
-        if self._texts(cipher, key, stored) != list(expected_tail):
+        read = [self._text(cipher, key, row) for row in stored]
+        # What does not open is put back as it is stored, even if it was never sealed.
+        unread = {text: row for row, (text, opens) in zip(stored, read, strict=True) if not opens}
+        if [text for text, _ in read] != list(expected_tail):
             # The batch may be there already, by an earlier attempt whose answer got lost. Nothing but the store knows.
             stored = [secrets.token_hex()]
-        return await self.inner.replace_tail(key, stored, sealed)
+        return await self.inner.replace_tail(key, stored, _sealed_batch(cipher, key, batch, unread))
 
     # ── Sessions ────────────────────────────────────────────────────────────
 
@@ -239,8 +242,13 @@ class EncryptedStore(SessionStore):
         return replace(info, title=title, metadata=metadata or {})
 
 
-def _sealed_batch(cipher: Cipher, key: SessionKey, batch: Batch) -> Batch:
-    rows = [Row(cipher.seal_row(key, row.content), row.role) for row in batch.rows]
+def _sealed_batch(
+    cipher: Cipher, key: SessionKey, batch: Batch, unread: Mapping[str, str] = MappingProxyType({})
+) -> Batch:
+    rows = [
+        Row(unread[row.content] if row.content in unread else cipher.seal_row(key, row.content), row.role)
+        for row in batch.rows
+    ]
     title = None if batch.title is None else cipher.seal("title", key, batch.title)
     return batch._replace(rows=rows, title=title)
 
