@@ -110,7 +110,7 @@ def test_podman_and_older_compose_read_the_file(render: Render, tmp_path: Path, 
     podman.write_text("#!/bin/sh\necho podman version 4.9.3\n")
     podman.chmod(0o755)
     path = os.pathsep.join([str(podman.parent), clean_environment()["PATH"]])
-    command = ("uvx", "--quiet", "podman-compose==1.3.0", "--profile", "chat", "config")
+    command = ("uv", "tool", "run", "--quiet", "podman-compose==1.3.0", "--profile", "chat", "config")
     output = project.run(*command, PATH=path)
     assert "OPENAI_API_KEY" in output
     assert "env_file" not in project.read("docker-compose.yml").replace("`env_file`", "")  # `required`: Compose 2.24
@@ -151,7 +151,7 @@ def test_the_hooks_let_the_lock_file_in_and_large_files_not(installed: Install, 
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
     release = f"pre-commit-hooks=={hooks['rev'].removeprefix('v')}"
-    command = ("uvx", "--quiet", "--from", release, hook["id"], *hook.get("args", []))
+    command = ("uv", "tool", "run", "--quiet", "--from", release, hook["id"], *hook.get("args", []))
 
     def checked(*names: str) -> str:
         return project.run(*command, *(name for name in names if not re.search(hook.get("exclude", "^$"), name)))
