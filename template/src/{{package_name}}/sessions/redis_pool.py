@@ -117,7 +117,12 @@ class RedisPool:
         """Close what is idle now, and the rest as it comes back."""
         self._closed = True
         idle, self._idle = self._idle, []
-        await asyncio.gather(*(_close(connection) for connection, _ in idle))
+        try:
+            await asyncio.gather(*(_close(connection) for connection, _ in idle))
+        except asyncio.CancelledError:
+            for connection, _ in idle:
+                await connection.disconnect(nowait=True)
+            raise
 
     async def _take(self) -> AbstractConnection:
         """An idle connection, or a new one."""

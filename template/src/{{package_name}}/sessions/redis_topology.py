@@ -219,11 +219,11 @@ class Cluster:
                     raise
                 await self._nodes.initialize()
             notice_cancellation()
+            self._stale = False
             # Until the next time, a firewall may drop these connections in silence, or their login expire.
             for node in (*self._nodes.startup_nodes.values(), *self._nodes.nodes_cache.values()):
                 with suppress(RedisError, OSError):
                     await node.disconnect()
-        self._stale = False
         known = {(node.host, int(node.port)) for node in self._nodes.nodes_cache.values()}
         for gone in self._pools.keys() - known:
             await self._pools.pop(gone).close()
