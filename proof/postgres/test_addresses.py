@@ -29,7 +29,9 @@ from my_agent.sessions.postgres_checks import check_postgres
 from my_agent.sessions.postgres_schema import upgrade
 from my_agent.sessions.postgres_sdk import open_postgres_source
 from tests.command import invoke
-from tests.postgres_fixtures import POOLER, settings_for
+from tests.postgres_fixtures import POOLER, run_sql, settings_for
+
+pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="a pooler refuses some parameters of an address")
 
 MARK = "TOPSECRET"
 
@@ -161,10 +163,7 @@ async def test_an_at_sign_that_is_not_escaped_is_one_sentence(
     assert "Traceback" not in told
 
 
-@pytest.mark.skipif(POOLER == "transaction", reason="makes a role of its own")
 async def test_a_password_with_every_character_works_when_it_is_escaped(server_url: str, database_url: str) -> None:
-    from tests.postgres_fixtures import run_sql
-
     password = "p/?#@:[]% '\"&=+é"
     role = "ada@contoso.com"
     await run_sql(server_url, f"""CREATE ROLE "{role}" LOGIN SUPERUSER PASSWORD '{password.replace("'", "''")}'""")
@@ -248,7 +247,7 @@ async def test_a_pasted_parameter_works(database_url: str, query: str) -> None:
     async with PostgresStore(settings_for(f"{database_url}?{query}")) as store:
         await store.session("s").add_items([{"role": "user", "content": "Hi"}])
         assert len(await store.session("s").get_items()) == 1
-        if "application_name=mine" in query and POOLER != "transaction":
+        if "application_name=mine" in query:
             assert await store._call("SELECT current_setting('application_name')") == "mine"
         if "statement_timeout" in query:
             assert await store._call("SELECT current_setting('statement_timeout')") == "7s"

@@ -18,8 +18,8 @@ from .store import SettingMissing
 EXAMPLE = "postgresql://user:password@host:5432/name"
 
 _CUT = (
-    "cannot be used: user or password contains one of / ? # @ : [ ] % or a space, which must be written as "
-    "%2F %3F %23 %40 %3A %5B %5D %25 %20, or a port is not a number from 1 to 65535."
+    "cannot be used: its port is no number from 1 to 65535, its host is no name, or user or password contains one of "
+    "/ ? # @ : [ ] % which must be written as %2F %3F %23 %40 %3A %5B %5D %25."
 )
 # Not `urlsplit`: it allows one host, and its versions differ in what they accept between brackets.
 _URL = re.compile(r"([^:/?#\s]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
