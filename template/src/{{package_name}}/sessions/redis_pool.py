@@ -128,17 +128,27 @@ class RedisPool:
         """An idle connection, or a new one."""
         while self._idle:
             connection, since = self._idle.pop()
-            if (idle := monotonic() - since) > 1:
-                # If something kept the event loop busy, it has not seen yet that the server hung up.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-            # There is nothing to read before a command is sent, unless the server has hung up.
-            if idle < IDLE_SECONDS and not await connection.can_read():
-                if idle < PROBE_AFTER_SECONDS or await _lives(connection):
+            try:
+                if await self._is_usable(connection, monotonic() - since):
                     return connection
-                await self.forget_idle()  # they are idle for longer
+            except BaseException:  # the call was cancelled
+                await connection.disconnect(nowait=True)
+                raise
             await connection.disconnect(nowait=True)
         return await self._connect()
+
+    async def _is_usable(self, connection: AbstractConnection, idle: float) -> bool:
+        if idle > 1:
+            # If something kept the event loop busy, it has not seen yet that the server hung up.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        # There is nothing to read before a command is sent, unless the server has hung up.
+        if idle >= IDLE_SECONDS or await connection.can_read():
+            return False
+        if idle >= PROBE_AFTER_SECONDS and not await _lives(connection):
+            await self.forget_idle()  # they are idle for longer
+            return False
+        return True
 
 
 async def _close(connection: AbstractConnection) -> None:
@@ -157,9 +167,6 @@ async def _lives(connection: AbstractConnection) -> bool:
             return True
     except (RedisError, OSError):
         return False
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
 
 
 async def _reply(connection: AbstractConnection) -> Any:
