@@ -276,7 +276,9 @@ def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
     project = render(**VARIANTS[variant])
     backend = yaml.safe_load(project.read(".copier-answers.yml"))["backend"]
     for name in project.files():
-        for other in TRACES.keys() - {backend}:
+        # A provider may be met through its database alone: its pooler's words are translated for every project.
+        known = {"supabase"} if name.endswith("/sessions/postgres_errors.py") else set()
+        for other in TRACES.keys() - {backend} - known:
             pattern = OF_POSTGRES_ALONE if (backend, other) == ("supabase", "postgres") else TRACES[other]
             found = re.search(pattern, f"{name}\n{project.read(name)}", re.IGNORECASE)
             assert not found, f"{name} speaks of {other}: {found}"
