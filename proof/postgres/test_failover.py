@@ -87,7 +87,7 @@ async def test_a_database_that_takes_no_writes_says_what_to_do(server_url: str, 
     admin = await asyncpg.connect(database_of(server_url, name))
     try:
         await admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        impatient = settings.model_copy(update={"session_retry_seconds": 0.3})
+        impatient = settings.model_copy(update={"session_retry_seconds": 0.0})
         async with PostgresStore(impatient) as store:
             assert await store.session("s").get_items() == []
             with pytest.raises(
