@@ -72,6 +72,13 @@ def test_the_contract_holds_on_other_topologies(installed: Install, preset: str)
     assert prove_contract(project, "redis", **topology) > 0
 
 
+def test_the_contract_holds_behind_a_proxy_of_a_cluster(installed: Install) -> None:
+    project = installed("redis")
+    topology = {"TEST_REDIS_TOPOLOGY": "proxy"}
+    assert passed(project.run(*CONTRACT, "tests/test_redis_store.py", **topology)) > 70
+    assert prove_contract(project, "redis", **topology) > 0
+
+
 def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_path: Path) -> None:
     project = installed("postgres-pgbouncer")
     with pgbouncer.running(project, tmp_path) as url:
