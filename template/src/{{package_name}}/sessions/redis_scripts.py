@@ -356,7 +356,8 @@ return kept
 # deleted, 0 if it was written to since, -1 if there is none; and when it was last written to.
 # What is known of its batches stays for its hour: a late repeat must not bring it back.
 DELETE = Script.of(
-    RIGHTS
+    _CONSTANTS
+    + RIGHTS
     + """
 local updated = redis.call('HGET', KEYS[2], 'updated_at')
 if updated and ARGV[1] ~= '0' and (tonumber(updated) or 0) >= tonumber(ARGV[1]) then
@@ -376,7 +377,7 @@ for position, index in ipairs({'all', 'user'}) do
   local score = ARGV[2 + position]
   if score and score ~= '' then
     redis.call('ZADD', KEYS[3], score, index)
-    redis.call('PEXPIRE', KEYS[3], {(BATCH_MEMORY_SECONDS + TIDY_SECONDS) * 1000})
+    redis.call('PEXPIRE', KEYS[3], (BATCH_MEMORY + TIDY) * 1000)
   end
 end
 redis.call('DEL', KEYS[1], KEYS[2])

@@ -105,11 +105,11 @@ async def settled(change: Awaitable[T], seconds: float) -> T:
 async def finish(task: asyncio.Future[Any], seconds: float) -> None:
     """For a caller who is cancelled already: wait for the task, but no longer than this. Raises nothing.
 
-    The last tenth of the time is for cancelling it as well: a store that can end its call at the server does it then,
+    The last quarter of the time is for cancelling it as well: a store that can end its call at the server does it then,
     and what still waits there for a lock is not carried out after the caller was told that all is over.
     """
     deadline = monotonic() + seconds
-    await _ended(task, deadline - seconds / 10)
+    await _ended(task, deadline - seconds / 4)
     if not task.done():
         task.cancel()
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio complains of it
