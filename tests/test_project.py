@@ -14,7 +14,7 @@ from .conftest import PRESETS, ROOT, Install, Project, Render, installed_program
 
 
 def passed(output: str) -> int:
-    """How many tests passed. Under CI a skipped one is a missing component, unless it means nothing in this arrangement."""
+    """How many tests passed. Under CI a skipped one is a missing component, unless it means nothing here."""
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped)", output.splitlines()[-1])}
     skipped = re.findall(r"^SKIPPED .*", output, re.MULTILINE)
     if os.environ.get("CI"):
