@@ -174,6 +174,7 @@ tests/redis_chaos.py
 tests/redis_failover.py
 tests/redis_fixtures.py
 tests/redis_groups.py
+tests/redis_proxy.py
 tests/redis_servers.py
 tests/test_redis_acl.py
 tests/test_redis_address.py
