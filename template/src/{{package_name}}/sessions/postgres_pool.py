@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from .postgres_connection import Credentials, NoFreeConnection, PostgresSettings, connect, pool_options
-from .retry import cancellations
+from .retry import abandon, cancellations
 
 IDLE_SECONDS = 200.0
 """Connections unused for longer are not trusted: load balancers drop them in silence, the first ones after 240 s."""
@@ -97,7 +97,7 @@ class ConnectionPool:
         finally:
             for connection, task in zip(idle, closing, strict=True):
                 connection.terminate()
-                _abandon(task)
+                abandon(task)
 
     async def _acquire(self, deadline: float) -> _Pooled:
         if self._free.locked():
@@ -134,7 +134,7 @@ class ConnectionPool:
         finally:
             if not works:
                 pooled.connection.terminate()
-                _abandon(probe)
+                abandon(probe)
         if not works:
             logger.info("%s: an idle connection did not answer and is replaced.", self._settings.where)
             while self._idle and self._idle[0].idle_since <= pooled.idle_since:
@@ -176,7 +176,7 @@ class ConnectionPool:
             self._release(pooled)
         else:
             self._drop(pooled)
-            _abandon(probe)
+            abandon(probe)
             logger.warning(
                 "%s: the end of a statement was not confirmed within %g s (SESSION_SETTLE_SECONDS).",
                 self._settings.where,
@@ -225,9 +225,3 @@ def _is_useless(error: asyncpg.PostgresError) -> bool:
     """Whether a connection cannot serve us any more: the server ends or starts, or became read-only (a standby)."""
     code = error.sqlstate or ""
     return code[:2] in ("08", "25") or code[:4] == "57P0"
-
-
-def _abandon(task: asyncio.Future[Any]) -> None:
-    """Let a task of the driver end by itself; nobody is interested in its outcome."""
-    task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -92,7 +92,7 @@ async def settled(change: Awaitable[T], seconds: float) -> T:
 
     Args:
         change: What must not be left half done.
-        seconds: How long it may take after the cancellation. Then it is cancelled as well, and not waited for.
+        seconds: How long it may take after the cancellation, see `finish`.
     """
     task = asyncio.ensure_future(change)
     try:
@@ -111,12 +111,17 @@ async def finish(task: asyncio.Future[Any], seconds: float) -> None:
     deadline = monotonic() + seconds
     await _ended(task, deadline - seconds / 4)
     if not task.done():
-        task.cancel()
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio complains of it
+        abandon(task)
         await _ended(task, deadline)
         logger.warning("The outcome of a cancelled call is not known after %g s.", seconds)
     elif not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("A cancelled call failed: %s", error)
+
+
+def abandon(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and let it end by itself; its outcome is not needed."""
+    task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio complains of it
 
 
 async def _ended(task: asyncio.Future[Any], deadline: float) -> None:
