@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import pytest
@@ -47,17 +48,22 @@ def test_the_contract_holds_with_encryption(installed: Install, backend: str, mo
     project = installed(f"{backend}-encrypted")
     tests = sorted(name for name in project.files() if name.startswith("tests/test_encryption"))
     assert passed(project.run("uv", "run", "pytest", "-q", *tests, *more)) > 30
-    assert prove_contract(project, backend) > 0
+    assert prove(project, backend, ENCRYPTED[backend]) > 0
 
 
-PROVE_CONTRACT = ("uv", "run", "pytest", "-q", "-n", "2")
+# What may come out differently with encryption, or where something stands between the store and its server. The rest of
+# the proof is about code that is the same there.
+MOVED = ("batches", "cancellation", "damage", "imports", "times")
+WRAPPED = (*MOVED, "opening", "sharing")
+ENCRYPTED = {"postgres": WRAPPED, "redis": WRAPPED, "supabase": (*WRAPPED, "new_users")}
 
 
-def prove_contract(project: Project, backend: str, **environment: str) -> int:
-    """Run what every store promises, in an arrangement that the backend's own run does not have."""
+def prove(project: Project, backend: str, subjects: Iterable[str], **environment: str) -> int:
+    """Run a part of the proof in an arrangement that the backend's own run does not have."""
     with proof_over(project, backend):
-        files = sorted(str(file.relative_to(project.path)) for file in project.path.glob("proof/test_contract_*.py"))
-        return passed(project.run(*PROVE_CONTRACT, *files, **environment))
+        found = [next(project.path.glob(f"proof/**/test_*{subject}.py")) for subject in subjects]
+        files = sorted(str(file.relative_to(project.path)) for file in found)
+        return passed(project.run("uv", "run", "pytest", "-q", "-n", "2", *files, **environment))
 
 
 # How the presets run that differ from the one of their backend in their settings alone.
@@ -70,14 +76,14 @@ def test_the_contract_holds_on_other_topologies(installed: Install, preset: str)
     project = installed(preset)
     topology = {"TEST_REDIS_TOPOLOGY": OTHER_SETTINGS[preset]}
     assert passed(project.run(*CONTRACT, "tests/test_redis_store.py", **topology)) > 70
-    assert prove_contract(project, "redis", **topology) > 0
+    assert prove(project, "redis", MOVED, **topology) > 0
 
 
 def test_the_contract_holds_behind_a_proxy_of_a_cluster(installed: Install) -> None:
     project = installed("redis")
     topology = {"TEST_REDIS_TOPOLOGY": "proxy"}
     assert passed(project.run(*CONTRACT, "tests/test_redis_store.py", **topology)) > 70
-    assert prove_contract(project, "redis", **topology) > 0
+    assert prove(project, "redis", MOVED, **topology) > 0
 
 
 def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_path: Path) -> None:
@@ -88,7 +94,7 @@ def test_the_contract_holds_behind_a_transaction_pooler(installed: Install, tmp_
         output = project.run(*CONTRACT, *kill, TEST_DATABASE_URL=url, TEST_DATABASE_POOLER="transaction")
         assert passed(output) > 70
         pooler = {"TEST_DATABASE_URL": url, "TEST_DATABASE_POOLER": "transaction"}
-        assert prove_contract(project, "postgres", **pooler) > 0
+        assert prove(project, "postgres", MOVED, **pooler) > 0
         # Without the setting it does not: so there really is a pooler that swaps connections.
         with pytest.raises(pytest.fail.Exception, match=r"DATABASE_POOLER=transaction"):
             project.run(*CONTRACT, "-x", TEST_DATABASE_URL=url, TEST_DATABASE_POOLER="none")

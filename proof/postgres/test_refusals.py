@@ -107,6 +107,17 @@ async def test_what_passes_is_tried_again(code: str, message: str, caplog: pytes
     assert caplog.text.count("Trying again") == 1
 
 
+@pytest.mark.parametrize("query", ["", "?sslmode=prefer"])
+async def test_a_server_that_cannot_fork_is_tried_again(query: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It answers the question for TLS with an error, which the driver reports as a refusal of TLS."""
+    async with refusing("53000", "never seen", tls_refused_with=b"Ecould not fork") as (port, logins):
+        settings = settings_for(f"postgresql://u:p@127.0.0.1:{port}/app{query}", session_retry_seconds=0.5)
+        with caplog.at_level(logging.WARNING), pytest.raises(StoreUnavailable):
+            await PostgresStore(settings).session("s").get_items()
+    assert logins == []
+    assert caplog.text.count("Trying again") == 1
+
+
 async def test_a_server_without_tls_is_told_when_tls_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     async with refusing("57P03", "never seen") as (port, logins):
         settings = settings_for(f"postgresql://u:p@127.0.0.1:{port}/app?sslmode=require", session_retry_seconds=2.0)

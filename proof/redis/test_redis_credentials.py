@@ -13,9 +13,11 @@ from my_agent.sessions import (
     RedisSettings,
     RedisStore,
     SessionKey,
+    SessionStore,
     SessionStoreError,
     StoreRefused,
     StoreUnavailable,
+    open_store,
 )
 from my_agent.sessions.store import Batch, Row
 from tests import redis_groups
@@ -62,20 +64,20 @@ def tokens(own_server: Server) -> Iterator[Tokens]:
 
 
 @pytest.fixture
-async def store(own_server: Server, tokens: Tokens) -> AsyncIterator[RedisStore]:
+async def store(own_server: Server, tokens: Tokens) -> AsyncIterator[SessionStore]:
     # The address has a login too, which does not count.
     url = f"redis://nobody:wrong@127.0.0.1:{own_server.port}"
-    async with RedisStore(settings_for(url), credentials=tokens) as store:
+    async with open_store(settings_for(url), credentials=tokens) as store:
         yield store
 
 
-async def test_each_new_connection_asks_for_them(store: RedisStore, tokens: Tokens) -> None:
+async def test_each_new_connection_asks_for_them(store: SessionStore, tokens: Tokens) -> None:
     assert tokens.asked == 1
     await asyncio.gather(*(store.tail(KEY, None) for _ in range(5)))
     assert tokens.asked == 5
 
 
-async def test_connections_with_an_expired_one_that_are_cut_are_replaced(store: RedisStore, tokens: Tokens) -> None:
+async def test_connections_with_an_expired_one_that_are_cut_are_replaced(store: SessionStore, tokens: Tokens) -> None:
     session = store.session("s", user_id="ada")
     for number in range(3):
         await asyncio.gather(*(session.get_items() for _ in range(5)))
@@ -84,7 +86,7 @@ async def test_connections_with_an_expired_one_that_are_cut_are_replaced(store: 
     assert texts(await session.get_items()) == ["0", "1", "2"]
 
 
-async def test_a_connection_that_lost_its_login_is_replaced(store: RedisStore, tokens: Tokens) -> None:
+async def test_a_connection_that_lost_its_login_is_replaced(store: SessionStore, tokens: Tokens) -> None:
     await store.append(KEY, Batch.of([Row(f"{n}") for n in range(5)]))
     connection = await store._ready()
     await asyncio.gather(*(connection.call("RESET") for _ in range(5)))
@@ -93,7 +95,7 @@ async def test_a_connection_that_lost_its_login_is_replaced(store: RedisStore, t
     assert tokens.asked == asked + 1  # the other four are not tried
 
 
-async def test_one_that_expired_on_its_way_is_asked_for_once_more(store: RedisStore, tokens: Tokens) -> None:
+async def test_one_that_expired_on_its_way_is_asked_for_once_more(store: SessionStore, tokens: Tokens) -> None:
     session = store.session("s", user_id="ada")
     tokens.rotate(cut=True)
     asked, tokens.stale = tokens.asked, 1

@@ -79,6 +79,20 @@ async def test_the_server_is_never_busy_for_long(
     assert len(await store.tail(KEY, None)) == MANY
 
 
+async def test_long_rows_are_rewritten_in_portions_of_bytes(store: RedisStore, own_server: Server) -> None:
+    count = 40
+    for number in range(count):
+        await store.append(KEY, Batch.of([Row(f"{number}{'x' * 2**20}"), Row("short")]))
+    with own_server.client() as client:
+        client.config_set("slowlog-log-slower-than", int(LONGEST * 1e6))
+        client.slowlog_reset()
+    assert await rewrite_all(store) >= count
+    with own_server.client() as client:
+        assert [entry["command"][:60] for entry in client.slowlog_get(100)] == []
+    assert [row[:6] for row in await store.tail(KEY, 2)] == [f"new {count - 1}", "new sh"]
+    assert len(await store.tail(KEY, None)) == 2 * count
+
+
 async def test_a_portion_costs_as_much_in_a_long_session_as_in_a_short_one(
     store: RedisStore, own_server: Server
 ) -> None:

@@ -210,7 +210,8 @@ def _query(text: str, variable: str) -> dict[str, str]:
         known = name in _IGNORED | _TLS | _DRIVER | _SOCKET_OPTIONS | _LOGIN | _SERVER or "." in name
         if name in _ONLY:
             if value.lower() not in _ONLY[name]:
-                raise SettingMissing(f"{variable}: {name} must be {' or '.join(_ONLY[name])} for this app.")
+                instead = " DATABASE_SCHEMA names another one." if name == "schema" else ""
+                raise SettingMissing(f"{variable}: {name} must be {' or '.join(_ONLY[name])} for this app.{instead}")
         elif name in _REFUSED:
             raise SettingMissing(f"{variable}: this app does not take {name}; {_REFUSED[name]}.")
         elif not known or not _NAME.fullmatch(name):

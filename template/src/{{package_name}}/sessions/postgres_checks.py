@@ -13,6 +13,7 @@ from .postgres_connection import (
     OPENING_STATEMENT,
     PostgresSettings,
     connect,
+    in_schema,
     read_opening,
 )
 from .postgres_errors import translate
@@ -31,10 +32,10 @@ SELECT array(
   FROM (SELECT p, t FROM unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p,
         unnest(array['agent_sessions', 'agent_session_info', 'agent_session_batches', 'agent_session_canary']) AS t
        ) AS wanted (privilege, name)
-  WHERE NOT has_table_privilege('public.' || wanted.name, wanted.privilege)
+  WHERE NOT has_table_privilege(quote_ident($1) || '.' || wanted.name, wanted.privilege)
   UNION ALL
   SELECT format('EXECUTE on function %s', proname) FROM pg_catalog.pg_proc
-  WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'agent\\_session\\_%'
+  WHERE pronamespace = quote_ident($1)::regnamespace AND proname LIKE 'agent\\_session\\_%'
     AND NOT has_function_privilege(oid, 'EXECUTE')
 )
 """
@@ -64,7 +65,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         schema = await _check_schema(connection, settings, migrations)
         yield schema
         if schema.state != "fail":
-            yield await _check_rights(connection)
+            yield await _check_rights(connection, settings.database_schema)
     except (*DRIVER_ERRORS, SessionStoreError) as error:
         problem = error if isinstance(error, SessionStoreError) else translate(error, settings, sent=True)
         yield Check("connection", "fail", "The checks were cut short.", str(problem))
@@ -131,7 +132,7 @@ async def _check_schema(
     connection: asyncpg.Connection, settings: PostgresSettings, migrations: Sequence[Migration]
 ) -> Check:
     try:
-        answer = await connection.fetchval(OPENING_STATEMENT, "")
+        answer = await connection.fetchval(in_schema(OPENING_STATEMENT, settings.database_schema), "")
         read_opening(answer)
     except asyncpg.InsufficientPrivilegeError:
         return Check("schema", "warn", "This role cannot see whether the schema fits this program.", "See its rights.")
@@ -146,12 +147,12 @@ async def _check_schema(
         return Check("schema", "ok", f"{fits}. (This role cannot see which migrations were applied.)")
 
 
-async def _check_rights(connection: asyncpg.Connection) -> Check:
-    missing = await connection.fetchval(_MISSING_RIGHTS)
+async def _check_rights(connection: asyncpg.Connection, schema: str) -> Check:
+    missing = await connection.fetchval(_MISSING_RIGHTS, schema)
     role = await connection.fetchval("SELECT current_user")
     if missing:
         what = f"The role {role} lacks {', '.join(missing)}."
         return Check("rights", "fail", what, "Grant the rights that README.md lists under deployment.")
-    if await connection.fetchval("SELECT has_schema_privilege('public', 'CREATE')"):
+    if await connection.fetchval("SELECT has_schema_privilege($1::text, 'CREATE')", schema):
         return Check("rights", "ok", f"The role {role} may do all that is needed, and change the schema as well.")
     return Check("rights", "ok", f"The role {role} may do all that is needed, and not change the schema.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from math import ceil
 from time import monotonic
 from typing import Any, ClassVar, Literal
 
 import asyncpg
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from .postgres_address import EXAMPLE, Login, PostgresAddress, parse_address
 from .postgres_socket import keep_alive, tls_options
@@ -61,6 +63,16 @@ class PostgresSettings(StoreSettings):
     """For one call: waiting for a free connection, connecting, and its statement, together."""
     database_pooler: Literal["auto", "transaction", "none"] = "auto"
     """Is a transaction pooler (PgBouncer, Supavisor) in between? auto: yes for port 6543 and ?pgbouncer=true."""
+    database_schema: str = "public"
+    """The PostgreSQL schema with the tables and functions of this app. Apps that share a database need one each."""
+
+    @field_validator("database_schema")
+    @classmethod
+    def _check_schema(cls, name: str) -> str:
+        # PostgreSQL cuts longer names, and keeps pg_ for itself.
+        if not re.fullmatch(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", name):
+            raise ValueError("use 1 to 63 lower-case letters, digits and _, not beginning with a digit or pg_")
+        return name
 
     @property
     @forgets_locals
@@ -86,6 +98,15 @@ class PostgresSettings(StoreSettings):
     def where(self) -> str:
         """Hosts, ports and database, for messages: the address without its secrets."""
         return self.address.where
+
+
+@cache
+def in_schema(sql: str, schema: str) -> str:
+    """SQL of this app, which is written for the schema public, for another schema.
+
+    Only qualified names change (`public.agent_sessions`), not the role PUBLIC.
+    """
+    return sql if schema == "public" else re.sub(r"\bpublic\.", f'"{schema}".', sql)
 
 
 def read_opening(answer: Sequence[str | None]) -> str | None:

@@ -53,7 +53,8 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         case (_, "42501"):
             return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
         case (_, "42883" | "42P01" | "3F000"):
-            return SchemaOutdated(f"{server} has no tables or functions of this app. {how_to_upgrade()}.")
+            what = f"the schema {settings.database_schema} lacks tables or functions that this version of the app needs"
+            return SchemaOutdated(f"{server}: {what}. {how_to_upgrade()}.")
         case (_, "26000" | "42P05"):
             return SessionStoreError(f"{server}: a pooler swaps prepared statements. Set DATABASE_POOLER=transaction.")
         case (_, "53300"):
@@ -126,7 +127,8 @@ def _refusal(
                 f"{server} cannot be reached: this address of Supabase has IPv6 only, or the project is paused. Put "
                 f"the address of the session pooler into {settings.variable} (Connect → Session pooler)."
             )
-        if "rejected SSL upgrade" in told:
+        # With `prefer` and `allow` the driver goes on without TLS: then this is a server that answers with an error.
+        if "rejected SSL upgrade" in told and settings.address.ssl_mode not in ("prefer", "allow"):
             return StoreRefused(
                 f"{server} offers no TLS, which sslmode={settings.address.ssl_mode} in {settings.variable} asks for."
             )

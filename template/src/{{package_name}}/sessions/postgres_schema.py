@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import asyncpg
 
 from .checks import Check
-from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect
+from .postgres_connection import DRIVER_ERRORS, PostgresSettings, connect, in_schema
 from .postgres_errors import translate
 from .store import SessionStoreError, how_to
 
@@ -106,15 +106,17 @@ async def upgrade(
         SessionStoreError: A migration failed; it left nothing behind, and those before it stay.
     """
     applied = []
+    history = _in_schema(history, settings.database_schema)
     async with _connection(settings) as connection:
         for migration in migrations:
             # The lock belongs to the transaction, so it also holds through a transaction pooler.
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
                 await connection.execute("SET LOCAL client_min_messages = warning")
+                await _create_schema(connection, settings.database_schema)
                 await connection.execute(history.create)
                 if migration.version not in await _seen(connection, history):
-                    await _apply(connection, migration, history)
+                    await _apply(connection, migration, history, settings.database_schema)
                     applied.append(migration)
     return applied
 
@@ -123,6 +125,7 @@ async def status(
     settings: PostgresSettings, migrations: Sequence[Migration], history: History = HISTORY
 ) -> list[MigrationState]:
     """Every migration that the folder or the database knows, oldest first."""
+    history = _in_schema(history, settings.database_schema)
     async with _connection(settings) as connection:
         there = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", history.table)
         seen = await _seen(connection, history) if there else {}
@@ -173,16 +176,31 @@ async def _changed_by_hand(settings: PostgresSettings, migrations: Sequence[Migr
     functions = {name: body for name, body in _FUNCTION.findall(sql) if name.startswith("agent_session_")}
     written = {name: body for name, body in functions.items() if name not in dropped}
     indexes = [name for name in _INDEX.findall(sql) if name.startswith("agent_session") and name not in dropped]
+    schema = settings.database_schema
     async with _connection(settings) as connection:
         rows = await connection.fetch(
-            "SELECT proname, prosrc FROM pg_catalog.pg_proc WHERE pronamespace = 'public'::regnamespace"
+            "SELECT proname, prosrc FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n "
+            "ON n.oid = p.pronamespace WHERE nspname = $1",
+            schema,
         )
         missing = await connection.fetchval(
-            "SELECT array(SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass('public.' || name) IS NULL)",
+            "SELECT array(SELECT name FROM unnest($1::text[]) AS name "
+            "WHERE to_regclass(quote_ident($2) || '.' || name) IS NULL)",
             indexes,
+            schema,
         )
     stored = {row["proname"]: row["prosrc"] for row in rows}
-    return sorted({*missing, *(name for name, body in written.items() if stored.get(name) != body)})
+    return sorted({*missing, *(name for name, body in written.items() if stored.get(name) != in_schema(body, schema))})
+
+
+def _in_schema(history: History, schema: str) -> History:
+    return History(*(in_schema(part, schema) for part in history))
+
+
+async def _create_schema(connection: asyncpg.Connection, schema: str) -> None:
+    # IF NOT EXISTS would ask for the right to create one even if it exists.
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)", schema):
+        await connection.execute(f'CREATE SCHEMA "{schema}"')
 
 
 async def _seen(connection: asyncpg.Connection, history: History) -> dict[int, tuple[str, str | None]]:
@@ -190,9 +208,9 @@ async def _seen(connection: asyncpg.Connection, history: History) -> dict[int, t
     return {row["version"]: (row["name"], row["sha256"]) for row in rows}
 
 
-async def _apply(connection: asyncpg.Connection, migration: Migration, history: History) -> None:
+async def _apply(connection: asyncpg.Connection, migration: Migration, history: History, schema: str) -> None:
     try:
-        await connection.execute(migration.sql)
+        await connection.execute(in_schema(migration.sql, schema))
     except asyncpg.PostgresError as error:
         # An error that a migration raises on purpose says in its hint what to do.
         hint = f" {error.hint}" if getattr(error, "hint", None) else ""

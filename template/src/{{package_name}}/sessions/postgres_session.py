@@ -22,7 +22,14 @@ from pydantic import SecretStr
 from .environment import from_environment
 from .opening import ConnectedStore
 from .paging import Place, decode_cursor, encode_cursor
-from .postgres_connection import DRIVER_ERRORS, OPENING_STATEMENT, Credentials, PostgresSettings, read_opening
+from .postgres_connection import (
+    DRIVER_ERRORS,
+    OPENING_STATEMENT,
+    Credentials,
+    PostgresSettings,
+    in_schema,
+    read_opening,
+)
 from .postgres_errors import translate
 from .postgres_pool import ConnectFailed, ConnectionPool
 from .shared import SharedStoreSession
@@ -174,7 +181,7 @@ class PostgresStore(ConnectedStore):
 
     async def _fetch(self, pool: ConnectionPool, statement: str, *arguments: object) -> Any:
         try:
-            return await pool.fetchval(statement, arguments)
+            return await pool.fetchval(in_schema(statement, self.settings.database_schema), arguments)
         except ConnectFailed as error:
             cause = error.__cause__ or error
             problem = translate(cause, self.settings, sent=False)

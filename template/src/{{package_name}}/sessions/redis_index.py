@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from .redis_connection import Argument, RedisConnection, Script
 from .redis_keys import SessionKeys, index_of, keys_of, session_of, time_of
@@ -26,6 +27,7 @@ from .redis_scripts import TIME
 from .store import SessionInfo
 
 _FIELDS = ("title", "metadata", "item_count", "created_at", "updated_at")
+_NUMBER = re.compile(r"[0-9]{1,16}")
 MANY = 500
 """How many entries are looked at together, once more than a few were of sessions that are gone."""
 
@@ -272,13 +274,25 @@ async def relist(connection: RedisConnection, moved: Sequence[tuple[SessionKeys,
 
 
 def session_info(member: str, fields: Sequence[str | None]) -> SessionInfo:
-    """What the hash of a session says."""
+    """What the hash of a session says. A field that was changed by hand into something else counts as missing."""
     title, metadata, item_count, created_at, updated_at = fields
     return SessionInfo(
         *session_of(member),
         title=title,
-        item_count=int(item_count or 0),
-        created_at=time_of(created_at or "0"),
-        updated_at=time_of(updated_at or "0"),
-        metadata=json.loads(metadata or "{}"),
+        item_count=_number(item_count),
+        created_at=time_of(str(_number(created_at))),
+        updated_at=time_of(str(_number(updated_at))),
+        metadata=_object(metadata),
     )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and _NUMBER.fullmatch(text) else 0
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

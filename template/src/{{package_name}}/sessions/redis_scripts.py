@@ -335,6 +335,24 @@ return 1
 """
 )
 
+# KEYS: items. ARGV: number of the first row from 0, how many rows at most, how many bytes at most unless one row has
+# more. Returns the rows, and whether there may be more. One by one, because long rows would hold up other clients.
+ROWS_FROM = Script.of("""
+local rows, size = {}, 0
+for position = tonumber(ARGV[1]), ARGV[1] + ARGV[2] - 1 do
+  local text = redis.call('LRANGE', KEYS[1], position, position)[1]
+  if not text then
+    return {rows, 0}
+  end
+  size = size + #text
+  if #rows > 0 and size > tonumber(ARGV[3]) then
+    return {rows, 1}
+  end
+  rows[#rows + 1] = text
+end
+return {rows, 1}
+""")
+
 # KEYS: the canary. ARGV: is one expected, which, is there a new one, which. Returns what is kept then.
 CANARY = Script.of("""
 local kept = redis.call('GET', KEYS[1])

@@ -29,7 +29,19 @@ from .redis_connection import Argument, RedisConnection, RedisSettings, Script
 from .redis_index import Entry
 from .redis_keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
 from .redis_opener import Credentials
-from .redis_scripts import APPEND, CANARY, CLEAR, DELETE, POP, POP_OBJECT, REPLACE_TAIL, REWRITE, UNLISTED, UPDATE
+from .redis_scripts import (
+    APPEND,
+    CANARY,
+    CLEAR,
+    DELETE,
+    POP,
+    POP_OBJECT,
+    REPLACE_TAIL,
+    REWRITE,
+    ROWS_FROM,
+    UNLISTED,
+    UPDATE,
+)
 from .retry import settles
 from .shared import SharedStoreSession
 from .store import (
@@ -60,8 +72,8 @@ MAX_LIMIT = 2**62
 """More than any list holds; a larger number would not fit into Redis' own."""
 CHUNK = 100
 """How many sessions are deleted at a time."""
-PORTION = 100
-"""How many rows of a long session are rewritten at a time. The server does nothing else in that time."""
+PORTION_ROWS, PORTION_BYTES = 100, 2**18
+"""How much of a long session is rewritten at a time, or one row that is larger. The server does nothing else then."""
 REFRESH_SECONDS = 1.0
 """How long a write that is done waits for the session's place in the indexes of a cluster, which may be away."""
 TIDY_EACH = 20
@@ -149,8 +161,9 @@ class RedisStore(ConnectedStore):
 
     async def rows_from(self, key: SessionKey, first: int) -> tuple[list[str], bool]:
         items = keys_of(self._prefix, key).items
-        rows: list[str] = await (await self._ready()).call("LRANGE", items, first, first + PORTION - 1)
-        return rows, len(rows) == PORTION
+        arguments: list[Argument] = [first, PORTION_ROWS, PORTION_BYTES]
+        rows, more = await (await self._ready()).evaluate(ROWS_FROM, [items], arguments)
+        return rows, bool(more)
 
     @settles
     async def delete_session(self, key: SessionKey) -> bool:

@@ -9,7 +9,7 @@ from base64 import urlsafe_b64decode
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from .postgres_connection import PostgresSettings
 from .store import SettingMissing, StoreSettings, how_to
@@ -46,6 +46,15 @@ class SupabaseSettings(StoreSettings):
     """Connections per process, at most. Calls beyond it wait."""
     supabase_db_url: SecretStr | None = None
     """The database itself, postgresql://…; needed for `db upgrade` only."""
+    database_schema: str = "public"
+    """Only public: the schema that Supabase's API serves, with the rights that the migrations set there."""
+
+    @field_validator("database_schema")
+    @classmethod
+    def _check_schema(cls, name: str) -> str:
+        if name != "public":
+            raise ValueError("Supabase has this app in the schema public; use a project for each app, or leave it out")
+        return name
 
     @property
     @forgets_locals
