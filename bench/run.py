@@ -17,7 +17,7 @@ from statistics import median
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from my_agent import devserver
+from my_agent.dev import server as devserver
 from side import Items, Side
 from tests.relay import Relay
 

@@ -10,9 +10,9 @@ from agents.extensions.memory import SQLAlchemySession
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from my_agent.backend import migrations
 from my_agent.sessions import PostgresSettings, open_store
-from my_agent.sessions.postgres_schema import upgrade
+from my_agent.sessions.backend import migrations
+from my_agent.sessions.postgres.schema import upgrade
 from side import Encoder, Items, Side
 
 NAME = "PostgreSQL"

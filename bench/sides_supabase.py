@@ -9,8 +9,7 @@ from uuid import uuid4
 import httpx
 from pydantic import SecretStr
 
-from my_agent import backend
-from my_agent.sessions import SupabaseSettings, open_store
+from my_agent.sessions import SupabaseSettings, backend, open_store
 from my_agent.settings import Settings
 from side import Encoder, Items, Side
 

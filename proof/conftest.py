@@ -1,10 +1,51 @@
-"""The proof runs inside a rendered project, on the servers and fixtures of its own tests."""
+"""What all of the proof shares. The server comes from the backend's own fixtures."""
 
 from __future__ import annotations
 
-from my_agent.sessions import BackendStore
-from tests.conftest import *  # noqa: F403 - the fixtures that the project's own tests share
+from pathlib import Path
 
-BACKEND = BackendStore.__name__.removesuffix("Store").lower()
+import pytest
 
-pytest_plugins = (f"tests.{BACKEND}_fixtures", "tests.devserver_fixtures")
+from my_agent.sessions import BackendStore, SessionStore
+from my_agent.sessions import settings as session_settings
+from my_agent.sessions.layers import layered
+from my_agent.settings import Settings
+from proof.support.backend import BACKEND, KEYS, new_key
+
+# The first starts the server and opens the store.
+pytest_plugins = (f"proof.{BACKEND}.fixtures", "proof.support.dev_servers")
+
+KEY = new_key()
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the developer's `.env`, keys or server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session_settings, "PROJECT", None)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    if KEY is not None:
+        monkeypatch.setenv(KEYS, KEY)
+
+
+@pytest.fixture
+def server_environment(server_environment: dict[str, str]) -> dict[str, str]:
+    return server_environment if KEY is None else {**server_environment, KEYS: KEY}
+
+
+def wrapped(store: BackendStore, request: pytest.FixtureRequest) -> SessionStore:
+    """One that encrypts, where the project does, unless the test asks for the backend's own class."""
+    asked = request.function.__annotations__.get(request.fixturename)
+    raw = f".{BACKEND}." in request.module.__name__ if asked is None else asked == BackendStore.__name__
+    return store if raw or KEY is None else layered(store)
+
+
+@pytest.fixture
+def store(store: BackendStore, request: pytest.FixtureRequest) -> SessionStore:
+    return wrapped(store, request)
+
+
+@pytest.fixture
+def other_store(other_store: BackendStore, request: pytest.FixtureRequest) -> SessionStore:
+    return wrapped(other_store, request)

@@ -1,12 +1,14 @@
-"""Renders a project for each backend and runs its `tests/chaos.py`: a real server, broken again and again."""
+"""Renders a project for each backend and runs `proof/support/chaos.py` there: a real server, broken again and again."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from project import BUILD, fresh_project, tool_environment
+from project import BUILD, fresh_project, lay_proof, tool_environment
 
 BACKENDS = ("postgres", "redis", "supabase")
 
@@ -22,9 +24,11 @@ def main() -> None:
     for backend in arguments.backends:
         print(f"\n{backend}\n", flush=True)
         folder = fresh_project(BUILD / "chaos" / backend, backend=backend)
-        command = ["uv", "run", "--quiet", "python", "-m", "tests.chaos", *amounts]
-        if subprocess.run(command, cwd=folder, env=tool_environment(), check=False).returncode:
-            failed.append(backend)
+        with tempfile.TemporaryDirectory(prefix="chaos-") as place:
+            python = lay_proof(Path(place), folder)
+            command = [*python[: python.index("pytest")], "proof.support.chaos", *amounts]
+            if subprocess.run(command, cwd=place, env=tool_environment(), check=False).returncode:
+                failed.append(backend)
     if failed:
         sys.exit(f"Chaos won on {', '.join(failed)}.")
 

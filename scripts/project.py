@@ -1,20 +1,22 @@
-"""A rendered project of the working tree, for the demo and the benchmark."""
+"""A rendered project of the working tree, for the demo, the benchmark and the proof."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import copier
 import copier.errors
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
 
 PROOF_FOLDERS = {"postgres": ("sql", "postgres"), "redis": ("redis",), "supabase": ("sql", "supabase")}
-"""Which folders of `proof/` fit which backend; what lies beside them fits all."""
+"""Which folders of `proof/` fit one backend only."""
 
 
 def fresh_project(folder: Path, **answers: str) -> Path:
@@ -35,15 +37,30 @@ def fresh_project(folder: Path, **answers: str) -> Path:
     return folder
 
 
-def lay_proof_over(project: Path, backend: str) -> None:
-    """Put the files of `proof/` that fit this backend into a rendered project."""
-    target = project / "proof"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    for file in (ROOT / "proof").glob("*.py"):
-        shutil.copy(file, target)
-    for name in PROOF_FOLDERS[backend]:
-        shutil.copytree(ROOT / "proof" / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+def lay_proof(target: Path, project: Path) -> list[str]:
+    """Put the part of `proof/` that fits a project into the folder `target`; the project is not touched.
+
+    Returns:
+        The command that runs it, in `target`, in the project's environment. Files of the proof may follow.
+    """
+    answers = yaml.safe_load((project / ".copier-answers.yml").read_text())
+    others = {name for names in PROOF_FOLDERS.values() for name in names} - {*PROOF_FOLDERS[answers["backend"]]}
+    if not answers.get("encryption"):
+        others.add("encryption")
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        here = others if Path(folder) == ROOT / "proof" else set()
+        return {name for name in names if name == "__pycache__" or name in here}
+
+    proof = Path(shutil.copytree(ROOT / "proof", target / "proof", ignore=left_out))
+    package = answers["package_name"]
+    if package != "my_agent":
+        for file in proof.rglob("*.py"):
+            text = file.read_text()
+            file.write_text(re.sub(r"\bmy_agent\b", package, text).replace("my-agent", package.replace("_", "-")))
+    needs = ["--with-requirements", str(proof / "requirements.txt")]
+    run = ["uv", "run", "--quiet", "--project", str(project), *needs, "python", "-m"]
+    return [*run, "pytest", "-q", "-n", "2", "-c", str(proof / "pytest.ini"), "--rootdir", str(target)]
 
 
 def tool_environment() -> dict[str, str]:

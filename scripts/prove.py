@@ -1,29 +1,40 @@
-"""Renders a project, lays `proof/` over it and runs it there, on the backend's real servers."""
+"""Runs `proof/` on the real servers of a backend: in a project that is rendered for it, or in one of yours."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from project import BUILD, PROOF_FOLDERS, fresh_project, lay_proof_over, tool_environment
+from project import BUILD, PROOF_FOLDERS, fresh_project, lay_proof, tool_environment
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("backend", choices=PROOF_FOLDERS)
+    parser.add_argument("backend", choices=PROOF_FOLDERS, help="which, unless --project names a project")
     parser.add_argument("--only", metavar="WORD", help="only files whose path contains this word")
     parser.add_argument("--encryption", action="store_true", help="with the answer encryption")
+    parser.add_argument(
+        "--project", type=Path, help="a project made from this version of the template; it is not changed"
+    )
     arguments, more = parser.parse_known_args()
-    name = arguments.backend + ("-encrypted" if arguments.encryption else "")
-    folder = fresh_project(BUILD / "prove" / name, backend=arguments.backend, encryption=str(arguments.encryption))
-    lay_proof_over(folder, arguments.backend)
-    files = sorted(str(file.relative_to(folder)) for file in (folder / "proof").rglob("test_*.py"))
-    chosen = [file for file in files if arguments.only is None or arguments.only in file]
-    if not chosen:
-        sys.exit(f"No file of proof/ has {arguments.only!r} in its path. There are: {', '.join(files)}")
-    command = ["uv", "run", "--quiet", "pytest", "-q", "-n", "2", *more, *chosen]
-    sys.exit(subprocess.run(command, cwd=folder, env=tool_environment(), check=False).returncode)
+    if arguments.project is None:
+        name = arguments.backend + ("-encrypted" if arguments.encryption else "")
+        project = fresh_project(BUILD / "prove" / name, backend=arguments.backend, encryption=str(arguments.encryption))
+    elif (arguments.project / ".copier-answers.yml").is_file():
+        project = arguments.project.resolve()
+    else:
+        sys.exit(f"{arguments.project} is not a project made from this template: it has no .copier-answers.yml.")
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder:
+        command = lay_proof(Path(folder), project)
+        files = sorted(str(file.relative_to(folder)) for file in Path(folder).rglob("test_*.py"))
+        chosen = [file for file in files if arguments.only is None or arguments.only in file]
+        if not chosen:
+            sys.exit(f"No file of proof/ has {arguments.only!r} in its path. There are: {', '.join(files)}")
+        done = subprocess.run([*command, *more, *chosen], cwd=folder, env=tool_environment(), check=False)
+    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import copier
 import pytest
 import yaml
-from project import lay_proof_over
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted((ROOT / "examples/answers").glob("*.yml"))}
@@ -196,7 +195,7 @@ def serving(command: Sequence[str], port: int, log: Path, **options: Any) -> Ite
 _SERVER = """if True:
     import json, sys
     from pathlib import Path
-    from my_agent import devserver
+    from my_agent.dev import server as devserver
     with devserver.start(Path(sys.argv[1]), durable=False) as server:
         print(json.dumps(server.environment), flush=True)
         sys.stdin.read()
@@ -215,16 +214,6 @@ def embedded_server(project: Project, folder: Path) -> Iterator[dict[str, str]]:
             yield json.loads(server.stdout.readline())
         finally:
             server.stdin.close()
-
-
-@contextmanager
-def proof_over(project: Project, backend: str) -> Iterator[None]:
-    """Lays `proof/` over a project that other tests share, and takes it away again."""
-    lay_proof_over(project.path, backend)
-    try:
-        yield
-    finally:
-        shutil.rmtree(project.path / "proof")
 
 
 Render = Callable[..., Project]

@@ -5,16 +5,26 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from .conftest import ROOT, Install
+from project import lay_proof
+
+from .conftest import ROOT, Install, Project
 from .test_project import passed
 
 EXAMPLE = ROOT / "examples/custom_backend"
 
 
-def test_the_example_keeps_the_contract(installed: Install, tmp_path: Path) -> None:
+def test_the_example_passes_the_projects_own_tests(installed: Install, tmp_path: Path) -> None:
     folder = shutil.copytree(EXAMPLE, tmp_path / "custom_backend")
     pytest = ("uv", "run", "python", "-m", "pytest", "-c", "pyproject.toml", "-p", "no:cacheprovider", "-q")
-    assert passed(installed("postgres").run(*pytest, str(folder))) > 70
+    assert passed(installed("postgres").run(*pytest, str(folder))) > 30
+
+
+def test_the_example_keeps_the_whole_contract(installed: Install, tmp_path: Path) -> None:
+    command = lay_proof(tmp_path, installed("postgres").path)
+    folder = shutil.copytree(EXAMPLE, tmp_path / "proof/custom_backend")
+    file = folder / "test_sqlite_store.py"
+    file.write_text(file.read_text().replace("tests.test_sessions", "proof.contract.test_contract"))
+    assert passed(Project(tmp_path).run(*command, str(file), PYTHONPATH=str(folder))) > 100
 
 
 def test_the_example_is_checked_like_the_project(installed: Install, tmp_path: Path) -> None:

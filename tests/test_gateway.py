@@ -17,7 +17,7 @@ from .conftest import Install, Project, embedded_server, free_port, installed_pr
 
 _TOKENS = """if True:
     import json, sys
-    from my_agent.devserver_supabase import sign
+    from my_agent.dev.supabase import sign
     print(json.dumps([sign({"role": role, "exp": 4102444800}, sys.argv[1]) for role in ("service_role", "anon")]))
 """
 

@@ -21,7 +21,7 @@ TRACES = {
 }
 """What gives a backend away; none may be found in a project of another."""
 
-OF_POSTGRES_ALONE = r"postgres_?(session|store|pool|checks|fixtures)|\bapp:local-only"
+OF_POSTGRES_ALONE = r"postgres[._/]?(session|store|pool|checks)|\bapp:local-only"
 """The same for a project of Supabase, which is PostgreSQL underneath."""
 
 COMMON = """
@@ -43,203 +43,145 @@ src/my_agent/__init__.py
 src/my_agent/__main__.py
 src/my_agent/agent.py
 src/my_agent/app.py
-src/my_agent/backend.py
-src/my_agent/chat.py
-src/my_agent/cli.py
-src/my_agent/cli_common.py
-src/my_agent/cli_sessions.py
-src/my_agent/cli_transfer.py
-src/my_agent/conversation.py
-src/my_agent/devserver.py
-src/my_agent/devserver_backend.py
-src/my_agent/devserver_engine.py
-src/my_agent/devserver_keeper.py
-src/my_agent/devserver_tools.py
-src/my_agent/doctor.py
-src/my_agent/drift.py
-src/my_agent/files.py
-src/my_agent/history.py
-src/my_agent/model.py
-src/my_agent/model_errors.py
+src/my_agent/cli/__init__.py
+src/my_agent/cli/chat.py
+src/my_agent/cli/common.py
+src/my_agent/cli/console.py
+src/my_agent/cli/doctor.py
+src/my_agent/cli/drift.py
+src/my_agent/cli/main.py
+src/my_agent/cli/sessions.py
+src/my_agent/cli/transcript.py
+src/my_agent/cli/transfer.py
+src/my_agent/conversation/__init__.py
+src/my_agent/conversation/errors.py
+src/my_agent/conversation/history.py
+src/my_agent/conversation/model.py
+src/my_agent/conversation/turn.py
+src/my_agent/dev/__init__.py
+src/my_agent/dev/backend.py
+src/my_agent/dev/engine.py
+src/my_agent/dev/keeper.py
+src/my_agent/dev/offline.py
+src/my_agent/dev/server.py
+src/my_agent/dev/tools.py
 src/my_agent/offline.py
 src/my_agent/py.typed
-src/my_agent/sdk_import.py
-src/my_agent/sdk_sources.py
 src/my_agent/sessions/__init__.py
+src/my_agent/sessions/backend.py
 src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
+src/my_agent/sessions/contract.py
 src/my_agent/sessions/damage.py
-src/my_agent/sessions/env_file.py
-src/my_agent/sessions/environment.py
+src/my_agent/sessions/errors.py
 src/my_agent/sessions/layers.py
 src/my_agent/sessions/opening.py
 src/my_agent/sessions/paging.py
+src/my_agent/sessions/records.py
+src/my_agent/sessions/refs.py
 src/my_agent/sessions/retry.py
 src/my_agent/sessions/session.py
+src/my_agent/sessions/settings.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
 src/my_agent/sessions/tracebacks.py
 src/my_agent/settings.py
-src/my_agent/terminal.py
-src/my_agent/transcript.py
-src/my_agent/transfer.py
-src/my_agent/transfer_file.py
+src/my_agent/transfer/__init__.py
+src/my_agent/transfer/file.py
+src/my_agent/transfer/files.py
+src/my_agent/transfer/sdk.py
+src/my_agent/transfer/sdk_sources.py
+src/my_agent/transfer/sessions.py
 tests/__init__.py
-tests/chaos.py
-tests/chaos_servers.py
-tests/command.py
 tests/conftest.py
-tests/devserver_fixtures.py
-tests/faulty_store.py
 tests/helpers.py
-tests/operations.py
-tests/relay.py
-tests/sample_agent.py
-tests/slow_agent.py
 tests/test_agent.py
-tests/test_agent_runs.py
-tests/test_chaos.py
 tests/test_cli.py
-tests/test_cli_chat.py
-tests/test_compaction_crashes.py
-tests/test_compaction_faults.py
-tests/test_concurrency.py
-tests/test_connections.py
-tests/test_contract.py
-tests/test_devserver.py
-tests/test_doctor.py
-tests/test_drift.py
-tests/test_fork.py
-tests/test_fuzzed_imports.py
+tests/test_conversation.py
 tests/test_history.py
-tests/test_inputs.py
-tests/test_model.py
-tests/test_offline.py
-tests/test_openai_server.py
-tests/test_properties.py
-tests/test_recovery.py
-tests/test_resources.py
-tests/test_sdk_compaction.py
-tests/test_sdk_import.py
-tests/test_secrets.py
-tests/test_transfer.py
-tests/writer.py
+tests/test_privacy.py
+tests/test_sessions.py
 """
+
 
 OF_ITS_OWN = {
     "postgres": """
 migrations/20261123000001_agent_sessions.sql
 migrations/20261123000002_agent_session_canary.sql
 migrations/20261126000001_promises.sql
-src/my_agent/cli_db.py
-src/my_agent/devserver_postgres.py
-src/my_agent/sessions/postgres_address.py
-src/my_agent/sessions/postgres_checks.py
-src/my_agent/sessions/postgres_connection.py
-src/my_agent/sessions/postgres_errors.py
-src/my_agent/sessions/postgres_pool.py
-src/my_agent/sessions/postgres_schema.py
-src/my_agent/sessions/postgres_sdk.py
-src/my_agent/sessions/postgres_session.py
-src/my_agent/sessions/postgres_socket.py
-tests/postgres_chaos.py
-tests/postgres_fixtures.py
-tests/test_postgres_checks.py
-tests/test_postgres_cli.py
-tests/test_postgres_devserver.py
-tests/test_postgres_pooler.py
-tests/test_postgres_resources.py
-tests/test_postgres_schema.py
-tests/test_postgres_sdk.py
-tests/test_postgres_store.py
+src/my_agent/cli/db.py
+src/my_agent/dev/postgres.py
+src/my_agent/sessions/postgres/__init__.py
+src/my_agent/sessions/postgres/address.py
+src/my_agent/sessions/postgres/checks.py
+src/my_agent/sessions/postgres/connection.py
+src/my_agent/sessions/postgres/errors.py
+src/my_agent/sessions/postgres/pool.py
+src/my_agent/sessions/postgres/schema.py
+src/my_agent/sessions/postgres/sdk.py
+src/my_agent/sessions/postgres/socket.py
+src/my_agent/sessions/postgres/store.py
+tests/test_migrations.py
 """,
     "redis": """
 redis/users.acl
-src/my_agent/devserver_redis.py
-src/my_agent/sessions/redis_address.py
-src/my_agent/sessions/redis_checks.py
-src/my_agent/sessions/redis_connection.py
-src/my_agent/sessions/redis_errors.py
-src/my_agent/sessions/redis_index.py
-src/my_agent/sessions/redis_keys.py
-src/my_agent/sessions/redis_opener.py
-src/my_agent/sessions/redis_pool.py
-src/my_agent/sessions/redis_scripts.py
-src/my_agent/sessions/redis_sdk.py
-src/my_agent/sessions/redis_session.py
-src/my_agent/sessions/redis_topology.py
-tests/redis_certificates.py
-tests/redis_chaos.py
-tests/redis_failover.py
-tests/redis_fixtures.py
-tests/redis_groups.py
-tests/redis_proxy.py
-tests/redis_servers.py
-tests/test_redis_acl.py
-tests/test_redis_address.py
-tests/test_redis_checks.py
-tests/test_redis_cluster.py
-tests/test_redis_connection.py
-tests/test_redis_devserver.py
-tests/test_redis_errors.py
-tests/test_redis_failover.py
-tests/test_redis_resources.py
-tests/test_redis_sdk.py
-tests/test_redis_sentinel.py
-tests/test_redis_store.py
-tests/test_redis_topologies.py
+src/my_agent/dev/redis.py
+src/my_agent/sessions/redis/__init__.py
+src/my_agent/sessions/redis/address.py
+src/my_agent/sessions/redis/checks.py
+src/my_agent/sessions/redis/connection.py
+src/my_agent/sessions/redis/errors.py
+src/my_agent/sessions/redis/index.py
+src/my_agent/sessions/redis/keys.py
+src/my_agent/sessions/redis/opener.py
+src/my_agent/sessions/redis/pool.py
+src/my_agent/sessions/redis/scripts.py
+src/my_agent/sessions/redis/sdk.py
+src/my_agent/sessions/redis/store.py
+src/my_agent/sessions/redis/topology.py
 """,
     "supabase": """
-src/my_agent/cli_db.py
-src/my_agent/cli_server_key.py
-src/my_agent/devserver_gateway.py
-src/my_agent/devserver_postgres.py
-src/my_agent/devserver_roles.sql
-src/my_agent/devserver_supabase.py
-src/my_agent/sessions/postgres_address.py
-src/my_agent/sessions/postgres_connection.py
-src/my_agent/sessions/postgres_errors.py
-src/my_agent/sessions/postgres_schema.py
-src/my_agent/sessions/postgres_sdk.py
-src/my_agent/sessions/postgres_socket.py
-src/my_agent/sessions/supabase_checks.py
-src/my_agent/sessions/supabase_client.py
-src/my_agent/sessions/supabase_connection.py
-src/my_agent/sessions/supabase_errors.py
-src/my_agent/sessions/supabase_history.py
-src/my_agent/sessions/supabase_server_key.py
-src/my_agent/sessions/supabase_session.py
-src/my_agent/sessions/supabase_token.py
+src/my_agent/cli/db.py
+src/my_agent/cli/server_key.py
+src/my_agent/dev/postgres.py
+src/my_agent/dev/supabase.py
+src/my_agent/dev/supabase_gateway.py
+src/my_agent/dev/supabase_roles.sql
+src/my_agent/sessions/postgres/__init__.py
+src/my_agent/sessions/postgres/address.py
+src/my_agent/sessions/postgres/connection.py
+src/my_agent/sessions/postgres/errors.py
+src/my_agent/sessions/postgres/schema.py
+src/my_agent/sessions/postgres/sdk.py
+src/my_agent/sessions/postgres/socket.py
+src/my_agent/sessions/supabase/__init__.py
+src/my_agent/sessions/supabase/checks.py
+src/my_agent/sessions/supabase/client.py
+src/my_agent/sessions/supabase/connection.py
+src/my_agent/sessions/supabase/errors.py
+src/my_agent/sessions/supabase/history.py
+src/my_agent/sessions/supabase/server_key.py
+src/my_agent/sessions/supabase/store.py
+src/my_agent/sessions/supabase/token.py
 supabase/config.toml
 supabase/local/gateway.conf.template
 supabase/local/roles.sh
 supabase/migrations/20261123000001_agent_sessions.sql
 supabase/migrations/20261123000002_agent_session_canary.sql
 supabase/migrations/20261126000001_promises.sql
-tests/supabase_chaos.py
-tests/supabase_fixtures.py
-tests/test_supabase_checks.py
-tests/test_supabase_devserver.py
-tests/test_supabase_errors.py
-tests/test_supabase_migrations.py
-tests/test_supabase_resources.py
-tests/test_supabase_security.py
-tests/test_supabase_store.py
+tests/test_migrations.py
 """,
 }
 
 
 OF_ENCRYPTION = """
-src/my_agent/cli_encryption.py
-src/my_agent/reencryption.py
-src/my_agent/sessions/encrypted_store.py
-src/my_agent/sessions/encryption.py
-src/my_agent/sessions/encryption_checks.py
-tests/test_encryption.py
-tests/test_encryption_cli.py
-tests/test_encryption_dump.py
-tests/test_encryption_rotation.py
+src/my_agent/cli/encryption.py
+src/my_agent/sessions/encryption/__init__.py
+src/my_agent/sessions/encryption/checks.py
+src/my_agent/sessions/encryption/cipher.py
+src/my_agent/sessions/encryption/reencrypt.py
+src/my_agent/sessions/encryption/store.py
 """
 
 
@@ -257,9 +199,9 @@ def test_encryption_adds_exactly_these_files(render: Render, backend: str) -> No
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
 def test_nothing_of_encryption_is_left_where_it_was_not_chosen(render: Render, backend: str) -> None:
     project = render(backend=backend)
-    words = re.compile(r"SESSION_ENCRYPTION|reencrypt|encrypted_store|encryption=")
+    words = re.compile(r"SESSION_ENCRYPTION|reencrypt|EncryptedStore|encryption=")
     # These say what to do about sessions that are encrypted already.
-    told = ["README.md", "src/my_agent/sessions/store.py"]
+    told = ["README.md", "src/my_agent/sessions/contract.py"]
     assert [name for name in project.files() if words.search(project.read(name))] == told
     assert "cryptography" not in str(tomllib.loads(project.read("pyproject.toml"))["project"])
 
@@ -278,7 +220,7 @@ def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
     backend = yaml.safe_load(project.read(".copier-answers.yml"))["backend"]
     for name in project.files():
         # A provider may be met through its database alone: its pooler's words are translated for every project.
-        known = {"supabase"} if name.endswith("/sessions/postgres_errors.py") else set()
+        known = {"supabase"} if name.endswith("/sessions/postgres/errors.py") else set()
         for other in TRACES.keys() - {backend} - known:
             pattern = OF_POSTGRES_ALONE if (backend, other) == ("supabase", "postgres") else TRACES[other]
             found = re.search(pattern, f"{name}\n{project.read(name)}", re.IGNORECASE)
@@ -292,7 +234,7 @@ def test_the_project_is_described_as_answered(render: Render, variant: str) -> N
     described = tomllib.loads(project.read("pyproject.toml"))["project"]
     package = next((project.path / "src").iterdir()).name
     assert described["name"] == package.replace("_", "-")
-    assert described["scripts"] == {described["name"]: f"{package}.cli:main"}
+    assert described["scripts"] == {described["name"]: f"{package}.cli.main:main"}
     assert described["description"] == answers.get("description", "An agent that remembers its conversations.")
     assert described["authors"][0]["name"] == answers.get("author_name", "Your Name")
     words = {"MIT": "MIT License", "Apache-2.0": "Apache License", "proprietary": "All rights reserved"}

@@ -87,7 +87,8 @@ FILL = """if True:
     import asyncio, json, random, sys
     from my_agent.sessions import open_store
     from my_agent.settings import load_settings
-    from my_agent.sessions.store import Batch, Row, SessionKey
+    from my_agent.sessions.records import Batch, Row
+    from my_agent.sessions.refs import SessionRef
 
     TEXTS = ["é 😀", "\\\\ud83d", "\\\\u0000", '"', "\\\\", "x" * 70_000, "line\\nbreak", ""]
 
@@ -95,7 +96,7 @@ FILL = """if True:
         pick = random.Random(seed)
         async with open_store(load_settings()) as store:
             for number in range(sessions):
-                key = SessionKey(pick.choice(["", "ada", "é/1"]), f"s{seed}-{number}/{pick.choice('aé: {}*')}")
+                key = SessionRef(pick.choice(["", "ada", "é/1"]), f"s{seed}-{number}/{pick.choice('aé: {}*')}")
                 for _ in range(pick.randint(0, 3)):
                     rows = [
                         Row('{"role": "user",  "content": "%s", "n": [-0.0, 1e16, 1180591620717411303424]}'
@@ -116,7 +117,7 @@ DUMP = """if True:
     import asyncio, json
     from my_agent.sessions import open_store
     from my_agent.settings import load_settings
-    from my_agent.sessions.store import SessionKey
+    from my_agent.sessions.refs import SessionRef
 
     async def main():
         async with open_store(load_settings()) as store:
@@ -124,7 +125,7 @@ DUMP = """if True:
             while True:
                 page = await store.list_sessions(None, 20, cursor)
                 for info in page.sessions:
-                    rows = await store.tail(SessionKey(info.user_id, info.session_id), None)
+                    rows = await store.tail(SessionRef(info.user_id, info.session_id), None)
                     metadata = json.dumps(info.metadata, sort_keys=True)
                     print(json.dumps([info.user_id, info.session_id, info.title, info.item_count, metadata, rows]))
                 cursor = page.next_cursor

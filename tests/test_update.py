@@ -10,6 +10,7 @@ import yaml
 from . import lifetime
 from .conftest import Install, Project, commit_all, embedded_server, git
 from .lifetime import (
+    COMMAND,
     COPIED_ONCE,
     MIGRATIONS,
     STARTS,
@@ -18,6 +19,7 @@ from .lifetime import (
     assert_kept,
     assert_no_conflict,
     assert_same,
+    command_line,
     edit,
     make_own,
     refused,
@@ -73,6 +75,10 @@ def test_an_old_project_works_after_the_update_with_its_agent_and_its_data(
         commit_all(project.path, "With the lock file")
         update(project)
         project.run("uv", "sync", "--quiet")
+        diagnosis = agent("doctor")
+        assert "The update removed what you had changed: src/my_agent/cli.py." in " ".join(diagnosis.split())
+        # As it says: the command goes where the others went.
+        edit(project, command_line(project), "def main() -> None:\n", COMMAND)
         if backend in MIGRATIONS:
             agent("db", "upgrade")
         assert agent("sessions", "export") == before
@@ -100,7 +106,7 @@ def release_migration(template: Path, tag: str, newest: int, oldest: int) -> Non
     text = sql + VERSIONS.format(newest=newest, oldest=oldest)
     for folder in MIGRATIONS.values():
         (template / f"template/{folder}/{newest}_next.sql").write_text(text)
-    program = template / "template/src/{{package_name}}/sessions/postgres_connection.py"
+    program = template / "template/src/{{package_name}}/sessions/postgres/connection.py"
     lines = program.read_text().splitlines()
     program.write_text("\n".join(f"SCHEMA_VERSION = {newest}" if "SCHEMA_VERSION = " in x else x for x in lines) + "\n")
     commit_all(template, "Another schema", tag=tag)

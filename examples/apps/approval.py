@@ -14,9 +14,8 @@ from typing import Any
 from agents import Agent, Model, RunContextWrapper, RunState, function_tool
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_store
-from my_agent.conversation import ApprovalNeeded, Done, RunContext, ToolFinished, run_turn
-from my_agent.model import opened_model
+from my_agent.app import opened_model, opened_store
+from my_agent.conversation.turn import ApprovalNeeded, Done, RunContext, ToolFinished, run_turn
 from my_agent.settings import load_settings
 
 STATE = Path("approval.json")  # a real app: a column of its database, beside the user who has to decide

@@ -10,8 +10,9 @@ from contextlib import AbstractAsyncContextManager
 from agents import Agent, Runner
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent import app, backend, sessions, settings
-from my_agent.model import opened_model
+from my_agent import app, sessions, settings
+from my_agent.app import opened_model
+from my_agent.sessions import backend
 
 
 def my_session(config: settings.Settings) -> AbstractAsyncContextManager[sessions.StoredSession]:

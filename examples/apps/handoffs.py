@@ -8,9 +8,8 @@ import asyncio
 from agents import Agent, Model
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_store
-from my_agent.conversation import AgentChanged, Done, RunContext, run_turn
-from my_agent.model import opened_model
+from my_agent.app import opened_model, opened_store
+from my_agent.conversation.turn import AgentChanged, Done, RunContext, run_turn
 from my_agent.sessions import SessionStore, StoredSession
 from my_agent.settings import load_settings
 
@@ -32,7 +31,7 @@ def team(model: Model) -> dict[str, Agent[RunContext]]:
 
 
 async def turn(agents: dict[str, Agent[RunContext]], store: SessionStore, session: StoredSession, said: str) -> None:
-    info = await store.find_session(session.key)
+    info = await store.find_session(session.ref)
     speaking = info.metadata.get("agent", "Front desk") if info else "Front desk"
     print(f"Ada: {said}")
     async for event in run_turn(agents[speaking], session, said, max_items=100):
@@ -42,14 +41,14 @@ async def turn(agents: dict[str, Agent[RunContext]], store: SessionStore, sessio
                 speaking = name
             case Done(output):
                 print(f"{speaking}: {output}")
-    await store.update_session(session.key, metadata={"agent": speaking})
+    await store.update_session(session.ref, metadata={"agent": speaking})
 
 
 async def main() -> None:
     settings = load_settings()
     async with opened_store(settings) as store, opened_model(settings) as model:
         session = store.session("handoffs", user_id="ada")
-        await store.delete_session(session.key)  # so that this program always begins anew
+        await store.delete_session(session.ref)  # so that this program always begins anew
         for said in CONVERSATION:
             await turn(team(model), store, session, said)
         kinds = [str(item.get("type") or item.get("role")) for item in await session.get_items()]

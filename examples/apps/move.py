@@ -13,10 +13,9 @@ from pathlib import Path
 from agents import Agent, Runner, SQLiteSession
 
 import project  # AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_store
-from my_agent.conversation import Done, run_turn
-from my_agent.model import opened_model
-from my_agent.sessions import SessionKey
+from my_agent.app import opened_model, opened_store
+from my_agent.conversation.turn import Done, run_turn
+from my_agent.sessions import SessionRef
 from my_agent.settings import load_settings
 
 NAMES = ("Ada", "Bob")
@@ -41,7 +40,7 @@ async def main() -> None:
     settings = load_settings()
     async with opened_store(settings) as store, opened_model(settings) as model:
         for name in NAMES:
-            await store.delete_session(SessionKey("old-app", f"chat of {name}"))  # so that this program begins anew
+            await store.delete_session(SessionRef("old-app", f"chat of {name}"))  # so that this program begins anew
         agent = Agent("Assistant", instructions="Answer briefly.", model=model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "old.db"

@@ -9,9 +9,8 @@ import asyncio
 from agents import Agent, Model, Runner
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_store
-from my_agent.conversation import Done, RunContext, run_turn
-from my_agent.model import opened_model
+from my_agent.app import opened_model, opened_store
+from my_agent.conversation.turn import Done, RunContext, run_turn
 from my_agent.sessions import SessionStore, WrongOwner
 from my_agent.settings import load_settings
 

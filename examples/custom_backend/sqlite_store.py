@@ -18,11 +18,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from my_agent.sessions import SessionInfo, SessionKey, SessionPage, StoreUnavailable
+from my_agent.sessions import SessionInfo, SessionPage, SessionRef, StoreUnavailable
 from my_agent.sessions.opening import ConnectedStore
 from my_agent.sessions.paging import decode_cursor, encode_cursor
+from my_agent.sessions.records import Batch, Content
+from my_agent.sessions.refs import Id, id_text
 from my_agent.sessions.retry import settled
-from my_agent.sessions.store import Batch, Content, Id, StoreSettings, id_text
+from my_agent.sessions.settings import StoreSettings
 
 T = TypeVar("T")
 
@@ -62,58 +64,58 @@ class SqliteStore(ConnectedStore):
 
     # ── Items ───────────────────────────────────────────────────────────────
 
-    async def append(self, key: SessionKey, batch: Batch) -> None:
-        await self._change(lambda db: self._append(db, key, batch))
+    async def append(self, ref: SessionRef, batch: Batch) -> None:
+        await self._change(lambda db: self._append(db, ref, batch))
 
-    async def tail(self, key: SessionKey, limit: int | None) -> list[str]:
+    async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
         rows = await self._read(
             "SELECT content FROM items WHERE user_id = ? AND session_id = ? ORDER BY id DESC LIMIT ?",
-            *key,
+            *ref,
             -1 if limit is None else min(limit, 2**63 - 1),
         )
         return [content for (content,) in reversed(rows)]
 
-    async def pop(self, key: SessionKey) -> str | None:
+    async def pop(self, ref: SessionRef) -> str | None:
         def take(db: sqlite3.Connection) -> str | None:
             row = db.execute(
                 "DELETE FROM items WHERE id = (SELECT max(id) FROM items WHERE user_id = ? AND session_id = ?) "
                 "RETURNING content",
-                key,
+                ref,
             ).fetchone()
             if row is None:
                 return None
-            self._touch(db, key, -1)
+            self._touch(db, ref, -1)
             return str(row[0])
 
         return await self._change(take)
 
-    async def clear(self, key: SessionKey) -> None:
+    async def clear(self, ref: SessionRef) -> None:
         def empty(db: sqlite3.Connection) -> None:
-            removed = db.execute("DELETE FROM items WHERE user_id = ? AND session_id = ?", key).rowcount
-            self._touch(db, key, -removed)
+            removed = db.execute("DELETE FROM items WHERE user_id = ? AND session_id = ?", ref).rowcount
+            self._touch(db, ref, -removed)
 
         await self._change(empty)
 
-    async def replace_tail(self, key: SessionKey, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+    async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         def replace(db: sqlite3.Connection) -> bool:
             if db.execute("SELECT 1 FROM batches WHERE id = ?", [batch.id.hex]).fetchone():
                 return True
             count = -1 if expected_tail is None else len(expected_tail)
-            rows = self._newest(db, key, count)
+            rows = self._newest(db, ref, count)
             if expected_tail is not None and [content for _, content in rows] != list(expected_tail):
                 return False
             db.executemany("DELETE FROM items WHERE id = ?", [(number,) for number, _ in rows])
-            self._touch(db, key, -len(rows))
+            self._touch(db, ref, -len(rows))
             if batch.rows:
-                self._append(db, key, batch)
+                self._append(db, ref, batch)
             return True
 
         return await self._change(replace)
 
     # ── Sessions ────────────────────────────────────────────────────────────
 
-    async def find_session(self, key: SessionKey) -> SessionInfo | None:
-        rows = await self._read(f"{_SELECT} WHERE user_id = ? AND session_id = ?", *key)
+    async def find_session(self, ref: SessionRef) -> SessionInfo | None:
+        rows = await self._read(f"{_SELECT} WHERE user_id = ? AND session_id = ?", *ref)
         return _info(rows[0]) if rows else None
 
     async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
@@ -133,34 +135,34 @@ class SqliteStore(ConnectedStore):
         return SessionPage(sessions, encode_cursor(sessions[-1]) if len(rows) > limit else None)
 
     async def update_session(
-        self, key: SessionKey, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+        self, ref: SessionRef, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
         statement = (
             "UPDATE info SET title = coalesce(?, title), metadata = coalesce(?, metadata) "
             "WHERE user_id = ? AND session_id = ?"
         )
         encoded = None if metadata is None else json.dumps(metadata)
-        return await self._change(lambda db: db.execute(statement, [title, encoded, *key]).rowcount > 0)
+        return await self._change(lambda db: db.execute(statement, [title, encoded, *ref]).rowcount > 0)
 
-    async def rewrite(self, key: SessionKey, before: Content, after: Content) -> bool:
+    async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
         def replace(db: sqlite3.Connection) -> bool:
-            found = db.execute("SELECT title, metadata FROM info WHERE user_id = ? AND session_id = ?", key).fetchone()
+            found = db.execute("SELECT title, metadata FROM info WHERE user_id = ? AND session_id = ?", ref).fetchone()
             if found is None or (found[0], json.loads(found[1])) != (before.title, before.metadata):
                 return False
             part = "SELECT id, content FROM items WHERE user_id = ? AND session_id = ? ORDER BY id LIMIT ? OFFSET ?"
-            rows = db.execute(part, [*key, len(before.rows), before.first]).fetchall()
+            rows = db.execute(part, [*ref, len(before.rows), before.first]).fetchall()
             if [content for _, content in rows] != list(before.rows):
                 return False
             new = zip(after.rows, (number for number, _ in rows), strict=True)
             db.executemany("UPDATE items SET content = ? WHERE id = ?", new)
-            values = [after.title, json.dumps(after.metadata), *key]
+            values = [after.title, json.dumps(after.metadata), *ref]
             db.execute("UPDATE info SET title = ?, metadata = ? WHERE user_id = ? AND session_id = ?", values)
             return True
 
         return await self._change(replace)
 
-    async def delete_session(self, key: SessionKey) -> bool:
-        return await self._change(lambda db: self._delete(db, [key])) > 0
+    async def delete_session(self, ref: SessionRef) -> bool:
+        return await self._change(lambda db: self._delete(db, [ref])) > 0
 
     async def delete_user(self, user_id: Id) -> int:
         owner = id_text("user_id", user_id)
@@ -201,7 +203,7 @@ class SqliteStore(ConnectedStore):
 
     # ── Inside: what runs in the thread ─────────────────────────────────────
 
-    def _append(self, db: sqlite3.Connection, key: SessionKey, batch: Batch) -> None:
+    def _append(self, db: sqlite3.Connection, ref: SessionRef, batch: Batch) -> None:
         now = _now()
         # The same batch twice stores it once: its id is written in the same transaction as its rows.
         if not db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", [batch.id.hex, now]).rowcount:
@@ -210,25 +212,25 @@ class SqliteStore(ConnectedStore):
         db.execute(
             "INSERT INTO info (user_id, session_id, title, created_at, updated_at) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET title = coalesce(title, excluded.title)",
-            [*key, batch.title, now, now],
+            [*ref, batch.title, now, now],
         )
-        rows = [(*key, row.content) for row in batch.rows]
+        rows = [(*ref, row.content) for row in batch.rows]
         db.executemany("INSERT INTO items (user_id, session_id, content) VALUES (?, ?, ?)", rows)
-        self._touch(db, key, len(rows))
+        self._touch(db, ref, len(rows))
 
-    def _newest(self, db: sqlite3.Connection, key: SessionKey, count: int) -> list[tuple[int, str]]:
+    def _newest(self, db: sqlite3.Connection, ref: SessionRef, count: int) -> list[tuple[int, str]]:
         """Ids and texts of the newest rows, oldest first; -1 for all."""
         find = "SELECT id, content FROM items WHERE user_id = ? AND session_id = ? ORDER BY id DESC LIMIT ?"
-        return db.execute(find, [*key, count]).fetchall()[::-1]
+        return db.execute(find, [*ref, count]).fetchall()[::-1]
 
-    def _touch(self, db: sqlite3.Connection, key: SessionKey, more: int) -> None:
+    def _touch(self, db: sqlite3.Connection, ref: SessionRef, more: int) -> None:
         """The session has been written to, and has so many items more."""
         # max: two writes in one microsecond, or a clock set back, must not change the order of sessions.
         statement = (
             "UPDATE info SET item_count = item_count + ?, updated_at = max(?, 1 + (SELECT max(updated_at) FROM info)) "
             "WHERE user_id = ? AND session_id = ?"
         )
-        db.execute(statement, [more, _now(), *key])
+        db.execute(statement, [more, _now(), *ref])
 
     def _delete(self, db: sqlite3.Connection, keys: Sequence[tuple[str, str]]) -> int:
         db.executemany("DELETE FROM items WHERE user_id = ? AND session_id = ?", keys)

@@ -1,4 +1,4 @@
-"""The project's own contract suite, unchanged, on the store of this folder."""
+"""The project's own tests of sessions, unchanged, on the store of this folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from sqlite_store import SqliteStore
 
-pytest.register_assert_rewrite("tests.test_contract")
+pytest.register_assert_rewrite("tests.test_sessions")
 
-from tests.test_contract import *  # noqa: E402, F403 - these are the tests
+from tests.test_sessions import *  # noqa: E402, F403 - these are the tests
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
-from my_agent import backend
-from my_agent.devserver_postgres import PostgresEngine, give
-from my_agent.devserver_tools import write
-from my_agent.sessions.postgres_schema import upgrade
-from tests.helpers import missing
-from tests.postgres_fixtures import settings_for
+from my_agent.dev.postgres import PostgresEngine, give
+from my_agent.dev.tools import write
+from my_agent.sessions import backend
+from my_agent.sessions.postgres.schema import upgrade
+from proof.postgres.fixtures import settings_for
+from proof.support.helpers import missing
 
 
 class StandbyEngine(PostgresEngine):

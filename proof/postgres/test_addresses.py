@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from my_agent import backend
 from my_agent.sessions import (
     PostgresSession,
     PostgresSettings,
@@ -22,14 +21,15 @@ from my_agent.sessions import (
     SessionStoreError,
     SettingMissing,
     StoreRefused,
+    backend,
     open_store,
 )
-from my_agent.sessions.postgres_address import parse_address
-from my_agent.sessions.postgres_checks import check_postgres
-from my_agent.sessions.postgres_schema import upgrade
-from my_agent.sessions.postgres_sdk import open_postgres_source
-from tests.command import invoke
-from tests.postgres_fixtures import POOLER, run_sql, settings_for
+from my_agent.sessions.postgres.address import parse_address
+from my_agent.sessions.postgres.checks import check_postgres
+from my_agent.sessions.postgres.schema import upgrade
+from my_agent.sessions.postgres.sdk import open_postgres_source
+from proof.postgres.fixtures import POOLER, run_sql, settings_for
+from proof.support.command import invoke
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="a pooler refuses some parameters of an address")
 

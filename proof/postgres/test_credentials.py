@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from my_agent.sessions import PostgresSession, PostgresStore, StoreRefused, StoreUnavailable, open_store
-from tests.helpers import texts, user
-from tests.postgres_fixtures import POOLER, run_sql, settings_for
+from proof.postgres.fixtures import POOLER, run_sql, settings_for
+from proof.support.helpers import texts, user
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="changes the passwords of roles")
 

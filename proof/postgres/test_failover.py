@@ -11,11 +11,10 @@ import asyncpg
 import pytest
 
 from my_agent.sessions import PostgresSettings, PostgresStore, StoreUnavailable
-from tests.helpers import texts, user
-from tests.postgres_fixtures import POOLER, database_of, settings_for
-
-from .replicas import replicated
-from .wire import wire_to
+from proof.postgres.fixtures import POOLER, database_of, settings_for
+from proof.postgres.replicas import replicated
+from proof.postgres.wire import wire_to
+from proof.support.helpers import texts, user
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="changes the state of the app's own connections")
 

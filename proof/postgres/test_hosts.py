@@ -10,11 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from my_agent.sessions import PostgresStore, StoreUnavailable
-from tests.postgres_fixtures import POOLER, settings_for
-
-from ..network import unused_port
-from .replicas import replicated
-from .wire import wire_to
+from proof.postgres.fixtures import POOLER, settings_for
+from proof.postgres.replicas import replicated
+from proof.postgres.wire import wire_to
+from proof.support.network import unused_port
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="addresses of its own")
 

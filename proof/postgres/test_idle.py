@@ -8,11 +8,11 @@ from time import monotonic
 
 import pytest
 
-from my_agent.sessions import PostgresStore, postgres_pool
-from tests.helpers import texts, user
-from tests.postgres_fixtures import POOLER, settings_for
-
-from .wire import wire_to
+from my_agent.sessions import PostgresStore
+from my_agent.sessions.postgres import pool as postgres_pool
+from proof.postgres.fixtures import POOLER, settings_for
+from proof.postgres.wire import wire_to
+from proof.support.helpers import texts, user
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="looks at the app's own connections")
 

@@ -8,13 +8,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from my_agent import backend
-from my_agent.sessions import PostgresSettings, PostgresStore
-from my_agent.sessions.postgres_schema import upgrade
-from my_agent.sessions.postgres_sdk import open_postgres_source
-from tests.postgres_fixtures import settings_for
-
-from .wire import wire_to
+from my_agent.sessions import PostgresSettings, PostgresStore, backend
+from my_agent.sessions.postgres.schema import upgrade
+from my_agent.sessions.postgres.sdk import open_postgres_source
+from proof.postgres.fixtures import settings_for
+from proof.postgres.wire import wire_to
 
 SECRET = "hunter2"
 

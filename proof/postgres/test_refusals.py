@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from my_agent.sessions import PostgresStore, SessionStoreError, StoreRefused, StoreUnavailable
-from my_agent.sessions.postgres_errors import translate
-from tests.postgres_fixtures import settings_for
+from my_agent.sessions.postgres.errors import translate
+from proof.postgres.fixtures import settings_for
 
 SSL_REQUEST = 80877103
 

@@ -10,18 +10,17 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from my_agent import backend
-from my_agent.sessions import PostgresStore, SchemaOutdated, SessionKey, SettingMissing, StoreRefused
+from my_agent.sessions import PostgresStore, SchemaOutdated, SessionRef, SettingMissing, StoreRefused, backend
 from my_agent.sessions.checks import Check
-from my_agent.sessions.environment import read_settings
-from my_agent.sessions.postgres_checks import check_postgres
-from my_agent.sessions.postgres_connection import PostgresSettings, in_schema
-from my_agent.sessions.postgres_schema import HISTORY, Migration, status, upgrade
-from my_agent.sessions.store import Batch, Content, Row
-from tests.command import invoke
-from tests.postgres_fixtures import run_sql, settings_for
+from my_agent.sessions.postgres.checks import check_postgres
+from my_agent.sessions.postgres.connection import PostgresSettings, in_schema
+from my_agent.sessions.postgres.schema import HISTORY, Migration, status, upgrade
+from my_agent.sessions.records import Batch, Content, Row
+from my_agent.sessions.settings import read_settings
+from proof.postgres.fixtures import run_sql, settings_for
+from proof.support.command import invoke
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 SCHEMAS = ("public", "sales", "order")  # the last is a reserved word
 
 

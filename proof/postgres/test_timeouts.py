@@ -12,19 +12,18 @@ from time import monotonic
 import asyncpg
 import pytest
 
-from my_agent.sessions import PostgresSettings, PostgresStore, SessionKey, StoredSession, StoreUnavailable
-from my_agent.sessions.postgres_connection import connect, pool_options
+from my_agent.sessions import PostgresSettings, PostgresStore, SessionRef, StoredSession, StoreUnavailable
+from my_agent.sessions.errors import COMMAND
+from my_agent.sessions.postgres.connection import connect, pool_options
 from my_agent.sessions.retry import retried
-from my_agent.sessions.store import COMMAND
-from tests.helpers import texts, user
-from tests.postgres_fixtures import POOLER, settings_for
-from tests.test_postgres_pooler import pooler_url  # noqa: F401 - a fixture
-
-from .wire import wire_to
+from proof.postgres.fixtures import POOLER, settings_for
+from proof.postgres.test_pooler import pooler_url  # noqa: F401 - a fixture
+from proof.postgres.wire import wire_to
+from proof.support.helpers import texts, user
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="asks the server about the app's own connections")
 
-KEY = SessionKey("", "s")
+KEY = SessionRef("", "s")
 Call = Callable[[StoredSession], Awaitable[object]]
 CHANGES: dict[str, Call] = {
     "add_items": lambda session: session.add_items([user("late")]),

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from my_agent.devserver_postgres import PostgresEngine, give
+from my_agent.dev.postgres import PostgresEngine, give
 from my_agent.sessions import PostgresStore, SettingMissing, StoreRefused
-from my_agent.sessions.postgres_checks import _check_transport
-from my_agent.sessions.postgres_connection import connect
-from my_agent.sessions.postgres_socket import is_encrypted
-from tests.helpers import missing
-from tests.postgres_fixtures import POOLER, settings_for
+from my_agent.sessions.postgres.checks import _check_transport
+from my_agent.sessions.postgres.connection import connect
+from my_agent.sessions.postgres.socket import is_encrypted
+from proof.postgres.fixtures import POOLER, settings_for
+from proof.support.helpers import missing
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="a server of its own")
 

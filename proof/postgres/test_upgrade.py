@@ -9,13 +9,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from my_agent import backend
-from my_agent.sessions import PostgresStore, SessionKey
-from my_agent.sessions.postgres_schema import Migration, upgrade
-from my_agent.sessions.store import Batch, Row
-from tests.postgres_fixtures import run_sql, settings_for
+from my_agent.sessions import PostgresStore, SessionRef, backend
+from my_agent.sessions.postgres.schema import Migration, upgrade
+from my_agent.sessions.records import Batch, Row
+from proof.postgres.fixtures import run_sql, settings_for
 
-KEY = SessionKey("", "s")
+KEY = SessionRef("", "s")
 PROMISES = 20261126000001
 OLDER: list[Migration] = [one for one in backend.migrations() if one.version < PROMISES]
 FUNCTION = "SELECT agent_session_append($1, $2, $3, $4, $5, $6)"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-from tests.relay import Relay
+from proof.support.relay import Relay
 
 
 class Wire(Relay):

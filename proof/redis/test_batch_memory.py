@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 
-from my_agent.sessions import RedisStore, SessionKey
-from my_agent.sessions.redis_keys import keys_of
-from my_agent.sessions.redis_scripts import BATCH_MEMORY_SECONDS, TIDY_SECONDS
-from my_agent.sessions.store import Batch, Row
-from tests.redis_servers import Server, Started
+from my_agent.sessions import RedisStore, SessionRef
+from my_agent.sessions.records import Batch, Row
+from my_agent.sessions.redis.keys import keys_of
+from my_agent.sessions.redis.scripts import BATCH_MEMORY_SECONDS, TIDY_SECONDS
+from proof.redis.servers import Server, Started
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 KEYS = keys_of("agent", KEY)
 
 
@@ -107,7 +107,7 @@ async def test_a_replacement_sent_twice_is_carried_out_once(store: RedisStore) -
 
 
 async def test_counts_agree_with_rows_while_sessions_are_made_and_unmade(store: RedisStore) -> None:
-    keys = [SessionKey("ada", f"s{n}") for n in range(6)]
+    keys = [SessionRef("ada", f"s{n}") for n in range(6)]
     got: list[str] = []
     put = 0
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from my_agent.sessions import RedisStore, SessionKey
-from my_agent.sessions.redis_keys import keys_of, microseconds
-from my_agent.sessions.store import Batch, Row
-from tests.redis_servers import Started
+from my_agent.sessions import RedisStore, SessionRef
+from my_agent.sessions.records import Batch, Row
+from my_agent.sessions.redis.keys import keys_of, microseconds
+from proof.redis.servers import Started
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 KEYS = keys_of("agent", KEY)
 YEARS = timedelta(days=3650)
 
@@ -36,7 +36,7 @@ async def test_a_wrong_clock_of_a_client_does_not_pin_a_session(
     monkeypatch.setattr(time, "time_ns", lambda: true_time() + int(off.total_seconds()) * 10**9)
     monkeypatch.setattr(time, "time", lambda: true_time() / 1e9 + off.total_seconds())
     await store.append(KEY, batch("a"))
-    await store.append(SessionKey("ada", "t"), batch("a"))
+    await store.append(SessionRef("ada", "t"), batch("a"))
     await store.pop(KEY)
     monkeypatch.undo()
     created, updated = await times(store)
@@ -46,7 +46,7 @@ async def test_a_wrong_clock_of_a_client_does_not_pin_a_session(
 
 async def test_a_session_from_the_future_recovers_with_its_next_write(store: RedisStore) -> None:
     await store.append(KEY, batch("a"))
-    await store.append(SessionKey("ada", "t"), batch("a"))
+    await store.append(SessionRef("ada", "t"), batch("a"))
     future = microseconds(datetime.now(UTC) + YEARS)
     connection = await store._ready()
     await connection.call("HSET", KEYS.info, "created_at", future, "updated_at", future)
@@ -72,10 +72,10 @@ async def test_a_time_never_goes_back_when_another_server_takes_over(store: Redi
 
 async def test_a_listing_and_a_look_agree_on_times(store: RedisStore, servers: Started) -> None:
     for number in range(5):
-        await store.append(SessionKey("ada", str(number)), batch("a"))
+        await store.append(SessionRef("ada", str(number)), batch("a"))
     listed = (await store.list_sessions("ada")).sessions
     assert [info.session_id for info in listed] == ["4", "3", "2", "1", "0"]
-    assert listed == [await store.find_session(SessionKey("ada", info.session_id)) for info in listed]
+    assert listed == [await store.find_session(SessionRef("ada", info.session_id)) for info in listed]
 
 
 async def test_batches_are_forgotten_in_time_where_a_clock_was_wrong(store: RedisStore) -> None:

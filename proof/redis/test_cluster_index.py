@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from my_agent.sessions import RedisStore, SessionKey, StoreUnavailable, redis_index
-from my_agent.sessions.redis_keys import keys_of
-from my_agent.sessions.store import Batch, Row
-from tests import redis_groups
-from tests.helpers import texts, user
-from tests.redis_fixtures import settings_for
-from tests.redis_groups import Cluster
-from tests.redis_servers import Server, until
+from my_agent.sessions import RedisStore, SessionRef, StoreUnavailable
+from my_agent.sessions.records import Batch, Row
+from my_agent.sessions.redis import index as redis_index
+from my_agent.sessions.redis.keys import keys_of
+from proof.redis import groups as redis_groups
+from proof.redis.fixtures import settings_for
+from proof.redis.groups import Cluster
+from proof.redis.servers import Server, until
+from proof.support.helpers import texts, user
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def node_of(cluster: Cluster, key: str) -> Server:
     return cluster.nodes[min(key_slot(key.encode()) * 3 // 16384, 2)]
 
 
-def keys_away_from(cluster: Cluster, stopped: Server) -> SessionKey:
+def keys_away_from(cluster: Cluster, stopped: Server) -> SessionRef:
     """A session whose user's index is on that node, and which itself is not."""
     for number in range(1000):
-        key = SessionKey(f"u{number % 50}", f"s{number}")
-        keys = keys_of("agent", key)
+        ref = SessionRef(f"u{number % 50}", f"s{number}")
+        keys = keys_of("agent", ref)
         if node_of(cluster, keys.user_index) is stopped and node_of(cluster, keys.items) is not stopped:
-            return key
+            return ref
     raise AssertionError
 
 
@@ -105,20 +106,20 @@ async def test_a_session_that_is_listed_goes_on_without_its_index(cluster: Clust
 
 
 async def test_deleting_beside_a_first_write_leaves_nothing_unlisted(cluster: Cluster) -> None:
-    key = SessionKey("ada", "s")
-    keys = keys_of("agent", key)
+    ref = SessionRef("ada", "s")
+    keys = keys_of("agent", ref)
     async with RedisStore(settings_for(cluster.url)) as store, RedisStore(settings_for(cluster.url)) as other:
 
         async def write() -> None:
             for number in range(150):
-                await store.append(key, batch(str(number)))
+                await store.append(ref, batch(str(number)))
                 if number % 10 == 0:
                     await asyncio.sleep(0)
 
         async def delete(how: int) -> None:
             while not writing.done():
                 if how == 0:
-                    await other.delete_session(key)
+                    await other.delete_session(ref)
                 elif how == 1:
                     await other.delete_user("ada")
                 elif how == 2:
@@ -129,7 +130,7 @@ async def test_deleting_beside_a_first_write_leaves_nothing_unlisted(cluster: Cl
         writing = asyncio.gather(write(), write())
         await asyncio.gather(*(delete(how) for how in range(4)))
         await writing
-        await store.append(key, batch("last"))
+        await store.append(ref, batch("last"))
         assert len((await store.list_sessions()).sessions) == len((await store.list_sessions("ada")).sessions) == 1
         assert await store.delete_user("ada") == 1
         assert stored(cluster, "*:items") == stored(cluster, "*:info") == stored(cluster, "agent:sessions*") == []
@@ -141,13 +142,13 @@ async def test_deleting_beside_a_first_write_leaves_nothing_unlisted(cluster: Cl
 async def test_a_deletion_in_the_middle_of_a_first_write_leaves_nothing_unlisted(
     cluster: Cluster, when: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = SessionKey("ada", "s")
+    ref = SessionRef("ada", "s")
     async with RedisStore(settings_for(cluster.url)) as store, RedisStore(settings_for(cluster.url)) as other:
         touch, evaluate = redis_index.touch, (await store._ready()).evaluate
         touched = written = 0
 
         async def delete() -> None:
-            await (other.delete_session(key) if how == "delete_session" else other.delete_user("ada"))
+            await (other.delete_session(ref) if how == "delete_session" else other.delete_user("ada"))
 
         async def watched_touch(*arguments: Any, **more: Any) -> Any:
             nonlocal touched
@@ -165,12 +166,12 @@ async def test_a_deletion_in_the_middle_of_a_first_write_leaves_nothing_unlisted
 
         monkeypatch.setattr(redis_index, "touch", watched_touch)
         monkeypatch.setattr((await store._ready()), "evaluate", watched_write)
-        await store.append(key, batch("a"))
+        await store.append(ref, batch("a"))
         monkeypatch.undo()
         if when == "after its data":
             await delete()
         assert (touched, written) == ((2, 3) if when == "before its data" else (1, 2))
-        rows = await store.tail(key, None)
+        rows = await store.tail(ref, None)
         assert rows == ([] if when == "after its data" else ["a"])
         for user_id in ("ada", None):
             listed = [info.session_id for info in (await store.list_sessions(user_id)).sessions]
@@ -181,9 +182,9 @@ async def test_a_deletion_in_the_middle_of_a_first_write_leaves_nothing_unlisted
 async def test_a_new_session_costs_two_round_trips_and_later_writes_one(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = SessionKey("ada", "s")
+    ref = SessionRef("ada", "s")
     async with RedisStore(settings_for(cluster.url)) as store:
-        await store.append(SessionKey("ada", "t"), batch("x"))
+        await store.append(SessionRef("ada", "t"), batch("x"))
         servers = (await store._ready())._servers
         exchange, running, depth = servers.exchange, 0, []
 
@@ -198,10 +199,10 @@ async def test_a_new_session_costs_two_round_trips_and_later_writes_one(
                 running -= 1
 
         monkeypatch.setattr(servers, "exchange", counted)
-        await store.append(key, batch("a"))
+        await store.append(ref, batch("a"))
         assert len(depth) <= 2
         depth.clear()
-        await store.append(key, batch("b"))
+        await store.append(ref, batch("b"))
         assert len(depth) == 1
 
 

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 import pytest
 import redis
 
-from my_agent.sessions import RedisStore, SessionKey
-from my_agent.sessions.redis_keys import keys_of
-from my_agent.sessions.store import Batch, Row
-from tests.redis_fixtures import settings_for
-from tests.redis_servers import PASSWORD, Server
+from my_agent.sessions import RedisStore, SessionRef
+from my_agent.sessions.records import Batch, Row
+from my_agent.sessions.redis.keys import keys_of
+from proof.redis.fixtures import settings_for
+from proof.redis.servers import PASSWORD, Server
 
-KEY, OTHER = SessionKey("ada", "s"), SessionKey("ada", "t")
+KEY, OTHER = SessionRef("ada", "s"), SessionRef("ada", "t")
 VALUES = ["", "x", "-1", "1.5", "1e30", "9" * 40, "null", "[1]", '"a"', '{"a":', "\x00"]
 
 

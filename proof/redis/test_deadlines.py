@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from my_agent.sessions import RedisStore, SessionKey, StoreUnavailable
-from my_agent.sessions.store import Batch, Row
-from tests.redis_fixtures import settings_for
+from my_agent.sessions import RedisStore, SessionRef, StoreUnavailable
+from my_agent.sessions.records import Batch, Row
+from proof.redis.fixtures import settings_for
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 TIMEOUT = 1.5
 
 

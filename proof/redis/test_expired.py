@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from my_agent.sessions import RedisStore, SessionKey
-from my_agent.sessions.store import Batch, Row
-from tests.redis_fixtures import TOPOLOGY, settings_for
-from tests.redis_servers import Started
+from my_agent.sessions import RedisStore, SessionRef
+from my_agent.sessions.records import Batch, Row
+from proof.redis.fixtures import TOPOLOGY, settings_for
+from proof.redis.servers import Started
 
 CLUSTER = TOPOLOGY == "cluster"
 AT_ONCE = 50
@@ -18,7 +18,7 @@ AT_ONCE = 50
 async def begin(store: RedisStore, user: str, *names: str) -> None:
     for first in range(0, len(names), AT_ONCE):
         chosen = names[first : first + AT_ONCE]
-        await asyncio.gather(*(store.append(SessionKey(user, name), Batch.of([Row("x")])) for name in chosen))
+        await asyncio.gather(*(store.append(SessionRef(user, name), Batch.of([Row("x")])) for name in chosen))
 
 
 def expire(servers: Started) -> int:

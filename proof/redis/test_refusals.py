@@ -8,15 +8,15 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from my_agent.sessions import RedisSettings, RedisStore, SessionKey, SessionStoreError, StoreRefused, StoreUnavailable
-from my_agent.sessions.redis_checks import COMMANDS
-from my_agent.sessions.redis_connection import RedisConnection
-from my_agent.sessions.redis_keys import keys_of
-from my_agent.sessions.store import Batch, Content, Row
-from tests.redis_fixtures import settings_for
-from tests.redis_servers import PASSWORD, Server
+from my_agent.sessions import RedisSettings, RedisStore, SessionRef, SessionStoreError, StoreRefused, StoreUnavailable
+from my_agent.sessions.records import Batch, Content, Row
+from my_agent.sessions.redis.checks import COMMANDS
+from my_agent.sessions.redis.connection import RedisConnection
+from my_agent.sessions.redis.keys import keys_of
+from proof.redis.fixtures import settings_for
+from proof.redis.servers import PASSWORD, Server
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 KEYS = keys_of("agent", KEY)
 Snapshot = dict[bytes, tuple[object, bool]]
 

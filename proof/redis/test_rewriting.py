@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from my_agent.sessions import RedisStore, SessionKey
-from my_agent.sessions.redis_connection import RedisConnection
-from my_agent.sessions.store import Batch, Content, Row
-from tests.redis_fixtures import settings_for
-from tests.redis_servers import Server
+from my_agent.sessions import RedisStore, SessionRef
+from my_agent.sessions.records import Batch, Content, Row
+from my_agent.sessions.redis.connection import RedisConnection
+from proof.redis.fixtures import settings_for
+from proof.redis.servers import Server
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 MANY = 30_000
 LONGEST = 0.05
 """How long another client may wait, in seconds."""

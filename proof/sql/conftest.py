@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from proof.conftest import BACKEND
+from proof.support.backend import BACKEND
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from my_agent.sessions import SessionKey, SessionStore
-from my_agent.sessions.store import Batch, Row
+from my_agent.sessions import SessionRef, SessionStore
+from my_agent.sessions.records import Batch, Row
 
-KEY = SessionKey("ada", "s")
+KEY = SessionRef("ada", "s")
 LAST_YEAR = datetime.now(UTC) - timedelta(days=365)
 TABLES = ("agent_sessions", "agent_session_info", "agent_session_batches")
 
@@ -60,7 +60,7 @@ async def test_appends_tidy_up_after_sessions_that_are_gone(store: SessionStore,
     await old_batches(owner, 1500, "61 minutes")
     async with asyncio.timeout(60):
         while await remembered(owner):  # one append of a hundred tidies
-            await asyncio.gather(*(store.append(SessionKey("ada", str(n)), batch("a")) for n in range(20)))
+            await asyncio.gather(*(store.append(SessionRef("ada", str(n)), batch("a")) for n in range(20)))
 
 
 async def test_a_batch_is_remembered_for_an_hour(store: SessionStore, owner: asyncpg.Connection) -> None:
@@ -131,7 +131,7 @@ async def test_the_functions_work_on_partitioned_tables(store: SessionStore, own
             f"GRANT ALL ON {table} TO PUBLIC"
         )
     try:
-        keys = [SessionKey("ada", str(number)) for number in range(8)]
+        keys = [SessionRef("ada", str(number)) for number in range(8)]
         for key in keys:
             sent = batch("a", "b", "c")
             await store.append(key, sent)

@@ -17,14 +17,14 @@ from time import perf_counter
 
 import asyncpg
 
-from my_agent.sessions import BackendSettings, BackendStore, SessionKey, SessionStore, SessionStoreError
-from my_agent.sessions.store import Batch, Content, Row
-from proof.conftest import BACKEND
+from my_agent.sessions import BackendSettings, BackendStore, SessionRef, SessionStore, SessionStoreError
+from my_agent.sessions.records import Batch, Content, Row
+from proof.support.backend import BACKEND
 
 OPERATIONS = int(os.environ.get("PROOF_OPERATIONS", "4000"))
 WORKERS = 24
 USERS = ("a11ce000-0000-4000-8000-000000000001", "b0b00000-0000-4000-8000-000000000002")
-KEYS = [SessionKey(user_id, name) for user_id in USERS for name in ("r", "s", "t")]
+KEYS = [SessionRef(user_id, name) for user_id in USERS for name in ("r", "s", "t")]
 
 POOL = {"database_pool_max": WORKERS} if BACKEND == "postgres" else {"supabase_pool_max": WORKERS}
 
@@ -59,13 +59,13 @@ MIXED = """
 class Worker:
     """One client. Every text that it stores is `<batch> <number>`, so that each row shows where it belongs."""
 
-    def __init__(self, store: SessionStore, sent: deque[tuple[SessionKey, Batch]], done: Counter[str]) -> None:
+    def __init__(self, store: SessionStore, sent: deque[tuple[SessionRef, Batch]], done: Counter[str]) -> None:
         self.store = store
         self.sent = sent
         """Batches of all workers that may be sent again."""
         self.done = done
         self.random = random.Random()
-        self.operations: list[Callable[[SessionKey], Awaitable[object]]] = [
+        self.operations: list[Callable[[SessionRef], Awaitable[object]]] = [
             *(self.append,) * 6,
             *(self.replace_all, self.replace_tail) * 2,
             *(self.repeat,) * 4,
@@ -84,63 +84,63 @@ class Worker:
             except SessionStoreError as error:
                 self.done[f"{operation.__name__}: {error}"] += 1
 
-    def batch(self, key: SessionKey, size: int) -> Batch:
+    def batch(self, ref: SessionRef, size: int) -> Batch:
         named = Batch.of([])
         new = named._replace(rows=[Row(f"{named.id.hex} {number}") for number in range(size)])
-        self.sent.append((key, new))
+        self.sent.append((ref, new))
         return new
 
-    async def append(self, key: SessionKey) -> None:
-        await self.store.append(key, self.batch(key, self.random.randint(0, 4)))
+    async def append(self, ref: SessionRef) -> None:
+        await self.store.append(ref, self.batch(ref, self.random.randint(0, 4)))
 
-    async def repeat(self, key: SessionKey) -> None:
+    async def repeat(self, ref: SessionRef) -> None:
         if self.sent:
-            key, known = self.random.choice(self.sent)
+            ref, known = self.random.choice(self.sent)
             # Of one id, an append and a replacement are the same: whichever comes first is done.
             if self.random.random() < 0.7:
-                await self.store.append(key, known)
+                await self.store.append(ref, known)
             else:
-                await self.store.replace_tail(key, None, known)
+                await self.store.replace_tail(ref, None, known)
 
-    async def replace_all(self, key: SessionKey) -> None:
-        await self.store.replace_tail(key, None, self.batch(key, self.random.randint(0, 2)))
+    async def replace_all(self, ref: SessionRef) -> None:
+        await self.store.replace_tail(ref, None, self.batch(ref, self.random.randint(0, 2)))
 
-    async def replace_tail(self, key: SessionKey) -> None:
-        tail = await self.store.tail(key, self.random.randint(1, 3))
-        await self.store.replace_tail(key, tail, self.batch(key, self.random.randint(0, 2)))
+    async def replace_tail(self, ref: SessionRef) -> None:
+        tail = await self.store.tail(ref, self.random.randint(1, 3))
+        await self.store.replace_tail(ref, tail, self.batch(ref, self.random.randint(0, 2)))
 
-    async def pop(self, key: SessionKey) -> None:
-        await self.store.pop(key)
+    async def pop(self, ref: SessionRef) -> None:
+        await self.store.pop(ref)
 
-    async def clear(self, key: SessionKey) -> None:
-        await self.store.clear(key)
+    async def clear(self, ref: SessionRef) -> None:
+        await self.store.clear(ref)
 
-    async def delete_session(self, key: SessionKey) -> None:
-        await self.store.delete_session(key)
+    async def delete_session(self, ref: SessionRef) -> None:
+        await self.store.delete_session(ref)
 
-    async def delete_user(self, key: SessionKey) -> None:
-        await self.store.delete_user(key.user_id)
+    async def delete_user(self, ref: SessionRef) -> None:
+        await self.store.delete_user(ref.user_id)
 
-    async def prune(self, key: SessionKey) -> None:
+    async def prune(self, ref: SessionRef) -> None:
         await self.store.prune(datetime.now(UTC) + timedelta(seconds=1), self.random.randint(1, 6))
 
-    async def tail(self, key: SessionKey) -> None:
-        await self.store.tail(key, None)
+    async def tail(self, ref: SessionRef) -> None:
+        await self.store.tail(ref, None)
 
-    async def find(self, key: SessionKey) -> None:
-        await self.store.find_session(key)
+    async def find(self, ref: SessionRef) -> None:
+        await self.store.find_session(ref)
 
-    async def list(self, key: SessionKey) -> None:
-        await self.store.list_sessions(self.random.choice([None, key.user_id]))
+    async def list(self, ref: SessionRef) -> None:
+        await self.store.list_sessions(self.random.choice([None, ref.user_id]))
 
-    async def update(self, key: SessionKey) -> None:
-        await self.store.update_session(key, title=str(self.random.random()), metadata={"a": self.random.random()})
+    async def update(self, ref: SessionRef) -> None:
+        await self.store.update_session(ref, title=str(self.random.random()), metadata={"a": self.random.random()})
 
-    async def rewrite(self, key: SessionKey) -> None:
-        found, rows = await self.store.find_session(key), await self.store.tail(key, None)
+    async def rewrite(self, ref: SessionRef) -> None:
+        found, rows = await self.store.find_session(ref), await self.store.tail(ref, None)
         if found is not None:
             before = Content(found.title, found.metadata, rows[1:], 1)
-            await self.store.rewrite(key, before, before)
+            await self.store.rewrite(ref, before, before)
 
 
 AGE = """
@@ -149,7 +149,7 @@ AGE = """
 """
 
 
-async def age_batches(url: str, sent: deque[tuple[SessionKey, Batch]], workers: list[asyncio.Task[None]]) -> None:
+async def age_batches(url: str, sent: deque[tuple[SessionRef, Batch]], workers: list[asyncio.Task[None]]) -> None:
     """Let batches that nobody sends again grow old, so that they are tidied beside all the rest."""
     connection = await asyncpg.connect(url, statement_cache_size=0)
     try:
@@ -165,7 +165,7 @@ async def test_everything_at_once_makes_no_deadlock_and_every_count_is_right(
 ) -> None:
     operations = OPERATIONS if BACKEND == "postgres" else OPERATIONS // 4
     before = await owner.fetchval(DEADLOCKS)
-    numbers, sent, done = deque(range(operations)), deque[tuple[SessionKey, Batch]](maxlen=200), Counter[str]()
+    numbers, sent, done = deque(range(operations)), deque[tuple[SessionRef, Batch]](maxlen=200), Counter[str]()
     begin = perf_counter()
     async with BackendStore(settings.model_copy(update=POOL)) as store:
         workers = [asyncio.create_task(Worker(store, sent, done).work(numbers)) for _ in range(WORKERS)]

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from my_agent.sessions import SessionKey, SessionStore
-from my_agent.sessions.store import Batch, Content
+from my_agent.sessions import SessionRef, SessionStore
+from my_agent.sessions.records import Batch, Content
 
-KEY = SessionKey("", "s")
+KEY = SessionRef("", "s")
 
 Change = Callable[[SessionStore], Awaitable[object]]
 CHANGES: dict[str, Change] = {

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from my_agent.sessions import SessionKey, SessionStore
-from tests.helpers import user
-
-from ..conftest import BACKEND
+from my_agent.sessions import SessionRef, SessionStore
+from proof.support.backend import BACKEND
+from proof.support.helpers import user
 
 DESCRIBING = ("agent_session_find", "agent_session_list")
 
@@ -41,7 +40,7 @@ async def newer_functions(store: SessionStore, request: pytest.FixtureRequest) -
 @pytest.mark.usefixtures("newer_functions")
 async def test_a_column_of_a_newer_release_breaks_nothing(store: SessionStore) -> None:
     await store.session("s", user_id="ada").add_items([user("Hi")])
-    found = await store.find_session(SessionKey("ada", "s"))
+    found = await store.find_session(SessionRef("ada", "s"))
     assert found is not None
     assert found.title == "Hi"
     assert (await store.list_sessions()).sessions == [found]

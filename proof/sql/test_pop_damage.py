@@ -9,9 +9,8 @@ import asyncpg
 import pytest
 
 from my_agent.sessions import SessionStore
-from tests.helpers import text, user
-
-from ..conftest import BACKEND
+from proof.support.backend import BACKEND
+from proof.support.helpers import text, user
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ async def test_rows_that_were_not_counted_are_popped_and_the_count_is_right_agai
         await database.execute("update public.agent_session_info set item_count = 0")
         await taken()
         await session.add_items([user("two"), user("three")])
-        found = await store.find_session(session.key)
+        found = await store.find_session(session.ref)
         assert found is not None
         assert found.item_count == len(await session.get_items()) == 2
         await session.clear_session()

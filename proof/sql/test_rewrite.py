@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from my_agent.sessions import BackendSettings, BackendStore, SessionKey, SessionStore
+from my_agent.sessions import BackendSettings, BackendStore, SessionRef, SessionStore
+from my_agent.sessions.records import Batch, Content, Row
 from my_agent.sessions.retry import retried
-from my_agent.sessions.store import Batch, Content, Row
 
-KEY = SessionKey("", "s")
+KEY = SessionRef("", "s")
 LENGTH, PORTION = 6000, 200
 READ = "SELECT coalesce(seq_tup_read, 0) + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'agent_sessions'"
 

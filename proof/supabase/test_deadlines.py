@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
-from my_agent.sessions import SessionKey, StoreUnavailable, SupabaseStore
-from my_agent.sessions.store import Batch, Row
-from tests.supabase_fixtures import Environment, settings_for, token
+from my_agent.sessions import SessionRef, StoreUnavailable, SupabaseStore
+from my_agent.sessions.records import Batch, Row
+from proof.supabase.fixtures import Environment, settings_for, token
 
 ADA = "6d8f0a3e-0000-4000-8000-00000000000a"
-KEY = SessionKey(ADA, "s")
+KEY = SessionRef(ADA, "s")
 PATIENCE = 0.5
 Change = Callable[[SupabaseStore], Awaitable[object]]
 CHANGES: dict[str, Change] = {

@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from my_agent import devserver_supabase
+from my_agent.dev import supabase as devserver_supabase
 
 
 def test_a_refusal_is_an_answer_and_closed(project: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from agents import Agent, RunConfig, Runner
 from pydantic import SecretStr
 
-from my_agent.offline import OfflineModel
+from my_agent.dev.offline import OfflineModel
 from my_agent.sessions import (
     SettingMissing,
     StoreRefused,
@@ -21,11 +21,11 @@ from my_agent.sessions import (
     SupabaseSettings,
     SupabaseStore,
     WrongOwner,
-    supabase_token,
 )
 from my_agent.sessions.layers import layered
-from tests.helpers import texts, user
-from tests.supabase_fixtures import Environment, settings_for, token
+from my_agent.sessions.supabase import token as token_module
+from proof.supabase.fixtures import Environment, settings_for, token
+from proof.support.helpers import texts, user
 
 ADA, BOB = "0d0aa2a3-7b8b-4e4f-9f68-1d7f0c6e7a01", "0d0aa2a3-7b8b-4e4f-9f68-1d7f0c6e7a02"
 ENDED = -3600
@@ -50,7 +50,7 @@ class SignedIn:
 @pytest.fixture
 def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of this machine is behind, so that it learns from the server alone that a token has ended."""
-    monkeypatch.setattr(supabase_token, "_ends_soon", lambda token: False)
+    monkeypatch.setattr(token_module, "_ends_soon", lambda token: False)
 
 
 @pytest.fixture

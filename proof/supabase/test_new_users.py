@@ -11,16 +11,16 @@ import pytest
 from pydantic import SecretStr
 
 from my_agent.sessions import SupabaseStore, WrongKey
-from my_agent.sessions.store import admit_all, refuse_encrypted
-from tests.helpers import texts, user
-from tests.supabase_fixtures import Environment, ask, settings_for, token
+from my_agent.sessions.contract import admit_all, refuse_encrypted
+from proof.supabase.fixtures import Environment, ask, settings_for, token
+from proof.support.helpers import texts, user
 
 CANARY = "sealed:0badc0de:AAAA"
-ENCRYPTION = "my_agent.sessions.encryption"  # not in every project
+ENCRYPTION = "my_agent.sessions.encryption.cipher"  # not in every project
 COUNT = "SELECT count(*) FROM agent_sessions"
 OPENING = "rpc/agent_session_open"
 
-encrypted = pytest.mark.skipif(find_spec(ENCRYPTION) is None, reason="made without encryption")
+encrypted = pytest.mark.skipif(find_spec(ENCRYPTION.rpartition(".")[0]) is None, reason="made without encryption")
 
 
 def store_of(project: Environment, user_id: str | None, admit: object = refuse_encrypted) -> SupabaseStore:
@@ -58,7 +58,7 @@ async def test_without_encryption_nothing_is_written_for_a_new_user_of_an_encryp
 @pytest.mark.parametrize("before", [None, "ada"], ids=["app", "user"])
 async def test_with_another_key_nothing_is_written_for_a_new_user(project: Environment, before: str | None) -> None:
     encryption = import_module(ENCRYPTION)
-    encrypted_store = import_module("my_agent.sessions.encrypted_store").EncryptedStore
+    encrypted_store = import_module("my_agent.sessions.encryption.store").EncryptedStore
     ours, other = (
         encryption.EncryptionSettings(session_encryption_keys=SecretStr(encryption.new_key())) for _ in range(2)
     )

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from my_agent import backend
-from my_agent.sessions import SessionStoreError, SettingMissing, SupabaseSession, SupabaseSettings, open_store
-from my_agent.sessions.postgres_schema import upgrade
-from my_agent.sessions.supabase_checks import check_supabase
+from my_agent.sessions import SessionStoreError, SettingMissing, SupabaseSession, SupabaseSettings, backend, open_store
+from my_agent.sessions.postgres.schema import upgrade
+from my_agent.sessions.supabase.checks import check_supabase
 
 MARK = "TOPSECRET"
 SECRETS = st.builds(

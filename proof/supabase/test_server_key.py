@@ -12,10 +12,10 @@ import pytest
 from pydantic import SecretStr
 
 from my_agent.sessions import SettingMissing, StoreRefused, SupabaseSession
-from my_agent.sessions.supabase_server_key import hash_of, new_server_key
-from tests.command import Done, invoke
-from tests.helpers import texts, user
-from tests.supabase_fixtures import Environment, ask, settings_for, token
+from my_agent.sessions.supabase.server_key import hash_of, new_server_key
+from proof.supabase.fixtures import Environment, ask, settings_for, token
+from proof.support.command import Done, invoke
+from proof.support.helpers import texts, user
 
 ALICE = "a11ce000-0000-4000-8000-000000000001"
 KEY = re.compile(r"[A-Za-z0-9_-]{43}")

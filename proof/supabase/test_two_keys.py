@@ -21,12 +21,12 @@ import asyncpg
 import httpx
 import pytest
 
-from my_agent.sessions import SessionKey, SupabaseStore
-from my_agent.sessions.store import Batch, Row
-from tests.supabase_fixtures import Environment, ask, token
+from my_agent.sessions import SessionRef, SupabaseStore
+from my_agent.sessions.records import Batch, Row
+from proof.supabase.fixtures import Environment, ask, token
 
 ALICE, BOB = "a11ce000-0000-4000-8000-000000000001", "b0b00000-0000-4000-8000-000000000002"
-DIARY = SessionKey(ALICE, "diary")
+DIARY = SessionRef(ALICE, "diary")
 HEADER = "x-agent-session-key"
 WORDS = ["a question", "the assistant's words", "a tool's result"]
 FORGED = {
@@ -160,7 +160,7 @@ async def diary(owner: asyncpg.Connection, store: SupabaseStore) -> None:
     """A conversation of Alice and one of Bob, stored by the server."""
     rows = [Row(content, role) for content, role in zip(WORDS, ("user", "assistant", None), strict=True)]
     await store.append(DIARY, Batch.of(rows, title="title"))
-    await store.append(SessionKey(BOB, "private"), Batch.of([Row("of Bob")]))
+    await store.append(SessionRef(BOB, "private"), Batch.of([Row("of Bob")]))
     await owner.execute("INSERT INTO agent_session_canary VALUES ($1, 'canary')", ALICE)
 
 

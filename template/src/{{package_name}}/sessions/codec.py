@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from .store import SEALED
+from .records import SEALED
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem

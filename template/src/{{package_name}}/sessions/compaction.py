@@ -6,20 +6,28 @@ may be found again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from .codec import role_in, try_decode
-from .store import Row
+from .records import Row
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.memory.session import _CompactionSnapshot
 
-    from .session import StoredSession
+
+class History(Protocol):
+    """The part of a session that is needed here."""
+
+    async def tail(self, limit: int | None) -> list[str]: ...
+
+    async def replace_tail(
+        self, expected_tail: Sequence[str] | None, items: list[TResponseInputItem], after: Sequence[Row] = ()
+    ) -> bool: ...
 
 
-async def replace_history(session: StoredSession, items: list[TResponseInputItem]) -> bool:
+async def replace_history(session: History, items: list[TResponseInputItem]) -> bool:
     """Put `items` in the place of everything that can be read.
 
     As the SDK's hook has it, this does not notice what others wrote since the SDK read the history.
@@ -37,7 +45,7 @@ async def replace_history(session: StoredSession, items: list[TResponseInputItem
 
 
 async def compaction_snapshot(
-    session: StoredSession, limit: int, prune_prefix: Callable[[TResponseInputItem], bool] | None
+    session: History, limit: int, prune_prefix: Callable[[TResponseInputItem], bool] | None
 ) -> _CompactionSnapshot | None:
     """The newest items, and a way to replace a suffix of them if nobody wrote in between.
 

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
-from .store import SessionKey, SessionStore
+from .contract import RowStore
+from .refs import SessionRef
 
 logger = logging.getLogger(__name__)
 
@@ -15,11 +16,11 @@ MAX_REMEMBERED = 10_000
 MAX_NAMED = 10
 """How many rows a line names."""
 
-_logged: WeakKeyDictionary[SessionStore, dict[int, None]] = WeakKeyDictionary()
+_logged: WeakKeyDictionary[RowStore, dict[int, None]] = WeakKeyDictionary()
 """Hashes of what was logged, the oldest first. Not the texts, which may be megabytes."""
 
 
-def report_damage(store: SessionStore, key: SessionKey, damaged: Mapping[int, tuple[str, str]]) -> None:
+def report_damage(store: RowStore, ref: SessionRef, damaged: Mapping[int, tuple[str, str]]) -> None:
     """Log rows that were skipped, in one line, unless all of them were logged before. Never logs their content.
 
     Args:
@@ -28,7 +29,7 @@ def report_damage(store: SessionStore, key: SessionKey, damaged: Mapping[int, tu
         damaged: By their number from the newest: their text, and what is wrong with it.
     """
     logged = _logged.setdefault(store, {})
-    found = {hash((key, text)): (age, problem) for age, (text, problem) in damaged.items()}
+    found = {hash((ref, text)): (age, problem) for age, (text, problem) in damaged.items()}
     fresh = {mark: found[mark] for mark in found if mark not in logged}
     if not fresh:
         return
@@ -40,7 +41,7 @@ def report_damage(store: SessionStore, key: SessionKey, damaged: Mapping[int, tu
         "Skipped %d unreadable row%s of %r (%s): number %s from the newest. Logged once; what is stored stays.",
         len(ages),
         "" if len(ages) == 1 else "s",
-        key,
+        ref,
         ", ".join(sorted({problem for _, problem in fresh.values()})),
         ", ".join(map(str, ages[:MAX_NAMED])) + (", …" if len(ages) > MAX_NAMED else ""),
     )

@@ -9,8 +9,11 @@ from abc import abstractmethod
 from contextvars import ContextVar
 from weakref import WeakSet
 
+from .contract import Admit
+from .errors import SessionStoreError
 from .retry import finish
-from .store import Admit, SessionStore, SessionStoreError, StoreSettings
+from .settings import StoreSettings
+from .store import SessionStore
 
 INHERITED = (
     "This was opened before the process forked, and its connections belong to the parent. "

@@ -7,7 +7,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
 from typing import NamedTuple
 
-from .store import SessionInfo, SessionKey, check_aware
+from .records import SessionInfo, check_aware
+from .refs import SessionRef
 
 
 def encode_cursor(last: SessionInfo) -> str:
@@ -35,7 +36,7 @@ class Place(NamedTuple):
     Rows are only removed from the end: as long as this one exists, its number stays.
     """
 
-    key: SessionKey
+    ref: SessionRef
     row_id: int | None = None
     """None: the place before the first row."""
     rows: int = 0

@@ -11,13 +11,13 @@ from functools import wraps
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from .store import StoreUnavailable
+from .errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from .store import SessionStore
+    from .contract import RowStore
 
 logger = logging.getLogger(__name__)
-S = TypeVar("S", bound="SessionStore")
+S = TypeVar("S", bound="RowStore")
 T = TypeVar("T")
 P = ParamSpec("P")
 

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of, try_decode
 from .compaction import compaction_snapshot, replace_history
+from .contract import RowStore
 from .damage import report_damage
+from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
+from .records import Batch, Row
+from .refs import SessionRef, id_text
 from .retry import retried
-from .store import Batch, InvalidSessionId, ItemTooLarge, Row, SessionKey, SessionStore, WrongOwner, id_text
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -42,19 +45,19 @@ class StoredSession:
     Raises:
         TypeError: The SDK refuses these settings.
 
-    Every method may raise what `SessionStore` raises, and `WrongOwner`.
+    Every method may raise what `RowStore` raises, and `WrongOwner`.
     """
 
     def __init__(
         self,
-        make_store: Callable[[], SessionStore],
-        key: SessionKey,
+        make_store: Callable[[], RowStore],
+        ref: SessionRef,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
         self._make_store = make_store
-        self.key = key.check()
-        self.session_id = self.key.session_id
-        self.user_id = self.key.user_id
+        self.ref = ref.check()
+        self.session_id = self.ref.session_id
+        self.user_id = self.ref.user_id
         self._settings: SessionSettings | None = None
         self.session_settings = session_settings
 
@@ -76,7 +79,7 @@ class StoredSession:
         self._settings = settings
 
     @property
-    def store(self) -> SessionStore:
+    def store(self) -> RowStore:
         """The store behind this session."""
         return self._make_store()
 
@@ -117,7 +120,7 @@ class StoredSession:
         self._check_owner(wrapper)
         if items:
             batch = self._batch(items)
-            await self._changed(lambda: self.store.append(self.key, batch))
+            await self._changed(lambda: self.store.append(self.ref, batch))
 
     async def pop_item(self, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None if there is none. Unreadable rows stay.
@@ -130,7 +133,7 @@ class StoredSession:
     async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items; title and metadata stay."""
         self._check_owner(wrapper)
-        await self._retried(lambda: self.store.clear(self.key))
+        await self._retried(lambda: self.store.clear(self.ref))
 
     # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
 
@@ -166,7 +169,7 @@ class StoredSession:
 
     async def tail(self, limit: int | None) -> list[str]:
         """The newest `limit` rows as stored text, oldest first."""
-        return await self._retried(lambda: self.store.tail(self.key, limit))
+        return await self._retried(lambda: self.store.tail(self.ref, limit))
 
     # ── Inside ──────────────────────────────────────────────────────────────
 
@@ -193,11 +196,11 @@ class StoredSession:
                 items.append(decode_item(row))
             except UnreadableItem as problem:
                 damaged[age] = (row, str(problem))
-        report_damage(self.store, self.key, damaged)
+        report_damage(self.store, self.ref, damaged)
         return items[::-1]
 
     async def _pop(self) -> TResponseInputItem | None:
-        text = await self._retried(lambda: self.store.pop_object(self.key), repeatable=False)
+        text = await self._retried(lambda: self.store.pop_object(self.ref), repeatable=False)
         if text is None:
             return None
         if text:
@@ -206,7 +209,7 @@ class StoredSession:
             except UnreadableItem:
                 # An object to the server and not to Python, such as one with a number of 5,000 digits: it goes back.
                 batch = Batch.of([Row(text)])
-                await self._changed(lambda: self.store.append(self.key, batch))
+                await self._changed(lambda: self.store.append(self.ref, batch))
         return await self._take_readable()
 
     async def _take_readable(self) -> TResponseInputItem | None:
@@ -224,10 +227,10 @@ class StoredSession:
                 return decode_item(rows[index])
 
     async def _taken(self, expected_tail: Sequence[str]) -> bool:
-        return await self._retried(lambda: self.store.take(self.key, expected_tail), repeatable=False)
+        return await self._retried(lambda: self.store.take(self.ref, expected_tail), repeatable=False)
 
     async def _replaced(self, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
-        return await self._changed(lambda: self.store.replace_tail(self.key, expected_tail, batch))
+        return await self._changed(lambda: self.store.replace_tail(self.ref, expected_tail, batch))
 
     def _check_owner(self, wrapper: RunContextWrapper[Any] | None) -> None:
         context = wrapper.context if wrapper is not None else None

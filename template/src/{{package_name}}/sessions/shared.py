@@ -11,11 +11,13 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet, WeakValueDictionary, finalize
 
-from .environment import Hidden
+from .errors import SessionStoreError
 from .layers import layer_settings, layered
 from .opening import INHERITED
+from .refs import SessionRef
 from .session import StoredSession
-from .store import SessionKey, SessionStore, SessionStoreError, StoreSettings
+from .settings import Hidden, StoreSettings
+from .store import SessionStore
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -59,12 +61,13 @@ class SharedStoreSession(StoredSession):
         self,
         settings: StoreSettings,
         make_store: Callable[[], SessionStore],
-        key: SessionKey,
+        ref: SessionRef,
         session_settings: SessionSettings | dict[str, Any] | None = None,
         *,
         token: object = None,
     ) -> None:
-        super().__init__(make_store, key, session_settings)
+        super().__init__(make_store, ref, session_settings)
+        self._make_shared = make_store
         self._layer_settings = layer_settings(settings)
         self._address = Hidden((type(self), settings, self._layer_settings, token))
         self._shares: dict[asyncio.AbstractEventLoop, _Share] = {}
@@ -108,7 +111,7 @@ class SharedStoreSession(StoredSession):
         place = (loop, self._address)
         share = _shares.get(place)
         if share is None:
-            share = _shares[place] = _Share(layered(self._make_store(), self._layer_settings))
+            share = _shares[place] = _Share(layered(self._make_shared(), self._layer_settings))
         share.users.add(self)
         self._shares[loop] = share
         return share

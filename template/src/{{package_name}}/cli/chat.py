@@ -1,0 +1,186 @@
+"""`chat`: the answer streams to stdout; what the agent does on the way is told on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from agents import Agent, RunState
+from prompt_toolkit import PromptSession
+from prompt_toolkit.output import create_output
+
+from ..agent import build_agent
+from ..app import opened_model, opened_store
+from ..conversation.turn import (
+    AgentChanged,
+    ApprovalNeeded,
+    Done,
+    RunContext,
+    TextDelta,
+    ToolCalled,
+    ToolFinished,
+    TurnFailed,
+    run_turn,
+)
+from ..sessions import SessionStoreError, StoredSession
+from ..settings import load_settings
+from .common import count, name
+from .console import CommandError, answer, complain, note
+
+T = TypeVar("T")
+
+LONGEST_NOTE = 200
+"""Characters of a tool's arguments or output that are shown."""
+
+Said = str | RunState[RunContext]
+"""What a turn starts with: a message, or the state of a turn that waited for an approval."""
+
+
+def say(message: str, session_id: str, user_id: str) -> None:
+    """Say one thing, print the answer."""
+
+    async def run() -> None:
+        async with _conversation(session_id, user_id) as conversation:
+            waiting = await conversation.turn(message)
+            while waiting is not None:
+                if not sys.stdin.isatty():
+                    calls = ", ".join(call.name for call in waiting.calls)
+                    raise CommandError(f"The agent needs approval to call {calls}. Run this at a terminal to decide.")
+                await _decide(waiting)
+                waiting = await conversation.turn(waiting.state)
+
+    asyncio.run(run())
+
+
+def converse(session_id: str, user_id: str) -> None:
+    """Talk until Ctrl-D, or Ctrl-C on an empty line."""
+
+    async def run() -> None:
+        async with _conversation(session_id, user_id) as conversation:
+            so_far = f"{count(conversation.items, 'item')} so far" if conversation.items else "nothing said yet"
+            note(f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, Ctrl-D leaves.")
+            prompt = _prompt()
+            while True:
+                try:
+                    message = await prompt.prompt_async("> ")
+                except KeyboardInterrupt:
+                    if not prompt.default_buffer.text:
+                        return
+                except EOFError:
+                    return
+                else:
+                    if message.strip():
+                        await _exchange(conversation, message)
+
+    asyncio.run(run())
+
+
+def message_from_stdin() -> str:
+    """All of stdin."""
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise CommandError("What came in on stdin is not UTF-8 text.") from None
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    agent: Agent[Any]
+    session: StoredSession
+    max_items: int
+    items: int
+    """How many were there at the start."""
+
+    async def turn(self, said: Said) -> ApprovalNeeded | None:
+        """Print what happens; what the agent needs approval for, None if it is done."""
+        agent_name = self.agent.name
+        printed = line_is_open = False
+
+        def aside(text: str) -> None:
+            nonlocal printed, line_is_open
+            if line_is_open:
+                answer("")
+            printed = line_is_open = False
+            note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
+
+        # Closed even when printing fails, which stops the run.
+        async with aclosing(run_turn(self.agent, self.session, said, max_items=self.max_items)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text):
+                        answer(text, newline=False)
+                        printed, line_is_open = True, not text.endswith("\n")
+                    case ToolCalled(tool, arguments):
+                        aside(f"→ {tool}({arguments})")
+                    case ToolFinished(output):
+                        aside(f"← {output}")
+                    case AgentChanged(new_name):
+                        if new_name != agent_name:
+                            aside(f"→ {new_name} takes over")
+                        agent_name = new_name
+                    case ApprovalNeeded():
+                        return event
+                    case Done(output):
+                        answer("" if printed else output, newline=line_is_open or not printed)
+        return None
+
+
+@asynccontextmanager
+async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
+    settings = load_settings()
+    async with opened_store(settings, embedded=True) as store, opened_model(settings) as model:
+        session = store.session(session_id, user_id=user_id)
+        info = await store.find_session(session.ref)
+        agent = build_agent(model)
+        yield _Conversation(agent, session, settings.history_max_items, info.item_count if info else 0)
+
+
+async def _exchange(conversation: _Conversation, message: str) -> None:
+    """One message of a conversation that goes on, whatever happens to the answer."""
+    try:
+        waiting = await _stoppable(conversation.turn(message))
+        while waiting is not None:
+            await _decide(waiting)
+            waiting = await _stoppable(conversation.turn(waiting.state))
+    except asyncio.CancelledError:
+        note("")
+        note("Stopped.")
+    except (SessionStoreError, TurnFailed) as error:
+        complain(f"Error: {error}")
+
+
+async def _stoppable(work: Coroutine[Any, Any, T]) -> T:
+    """Let Ctrl-C cancel this work and nothing else. (The prompt takes Ctrl-C for itself while it is there.)"""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+    # Not loop.add_signal_handler, which event loops on Windows do not have.
+    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(task.cancel))
+    try:
+        return await task
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def _decide(waiting: ApprovalNeeded) -> None:
+    """Ask about each call that needs approval."""
+    prompt = _prompt()
+    for call, item in zip(waiting.calls, waiting.state.get_interruptions(), strict=True):
+        note(f"The agent wants to call {call.name}({call.arguments})")
+        try:
+            decision = await prompt.prompt_async("Allow it? [y/N] ")
+        except (KeyboardInterrupt, EOFError):
+            decision = "no"
+        if decision.strip().lower() in ("y", "yes"):
+            waiting.state.approve(item)
+        else:
+            waiting.state.reject(item)
+
+
+def _prompt() -> PromptSession[str]:
+    """A line editor on stderr if stdout is piped."""
+    return PromptSession(output=create_output(always_prefer_tty=True))

@@ -1,0 +1,207 @@
+"""What a backend promises: rows of opaque text, kept in order, one history per session.
+
+A backend implements these methods in a `SessionStore` and knows nothing of items, JSON or the SDK; `StoredSession` does
+the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from .errors import WrongKey, how_to
+from .records import Batch, Content, Row, SessionInfo, SessionPage, key_of
+from .refs import Id, SessionRef
+from .settings import StoreSettings
+
+Admit = Callable[[str | None], Awaitable[None]]
+"""Takes the canary of a store that is being opened, and raises if this program must not use what is stored.
+It may call the store: its calls pass before the store is open."""
+
+
+async def refuse_encrypted(canary: str | None) -> None:
+    """What a program without encryption admits.
+
+    Raises:
+        WrongKey: What is stored is encrypted.
+    """
+    if canary is not None:
+        decrypt = how_to("sessions reencrypt --decrypt", "Run `sessions reencrypt --decrypt`")
+        raise WrongKey(
+            f"The stored sessions are encrypted with key {key_of(canary)}, and this project was made without "
+            "encryption. Turn it on again (`uvx copier update --data encryption=true`). To go without: "
+            f"{decrypt} in a project that has it."
+        )
+
+
+async def admit_all(canary: str | None) -> None:
+    """For who reads and writes what is stored as it is, whether it is encrypted or not."""
+
+
+class RowStore(ABC):
+    """Where the rows of sessions are kept.
+
+    Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
+    All but those that pop may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is
+    finished or undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If
+    the server does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
+    """
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self._admit: Admit = refuse_encrypted
+
+    def owner(self, user_id: str) -> str:
+        """Whose session it is when a session of `user_id` is asked for. A store that serves one user alone knows."""
+        return user_id
+
+    # ── Items ───────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def append(self, ref: SessionRef, batch: Batch) -> None:
+        """Store all rows of `batch` after everything stored before, or none of them. Without rows, begin the session.
+
+        Concurrent batches of one session never interleave, and readers see them in the order of their commits.
+        The same `batch.id` twice stores it once, so a caller whose connection broke may simply call again.
+        """
+
+    @abstractmethod
+    async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
+        """The newest `limit` (> 0) rows, oldest first; None for all. An unknown session has none."""
+
+    @abstractmethod
+    async def pop(self, ref: SessionRef) -> str | None:
+        """Remove and return the newest row; None if there is none. Two callers never get the same row."""
+
+    async def pop_object(self, ref: SessionRef) -> str | None:
+        """As `pop`, for a row that is a JSON object. May not be called again if it was `maybe_applied`.
+
+        Returns:
+            None if there is no row. "" if nothing was removed: the newest row is something else, or this store does not
+            look. Then a session looks itself and calls `take`, which costs two round trips.
+        """
+        return ""
+
+    async def take(self, ref: SessionRef, expected_tail: Sequence[str]) -> bool:
+        """Remove the first of the newest rows if those still are `expected_tail`, oldest first. The others stay as they
+        are. May not be called again if it was `maybe_applied`.
+
+        Returns:
+            False if somebody wrote in between: then nothing was changed.
+        """
+        return await self.replace_tail(ref, expected_tail, Batch.of([Row(text) for text in expected_tail[1:]]))
+
+    @abstractmethod
+    async def clear(self, ref: SessionRef) -> None:
+        """Remove all rows. The session keeps its title and metadata."""
+
+    @abstractmethod
+    async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        """Put `batch` in the place of the newest rows if those still are `expected_tail`, oldest first; None: all rows.
+
+        Returns:
+            False if somebody wrote in between: then nothing was changed.
+        """
+
+    # ── Sessions ────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def find_session(self, ref: SessionRef) -> SessionInfo | None:
+        """What is known of one session; None if it does not exist."""
+
+    @abstractmethod
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
+        """Sessions of a user (None: of everybody), the last written first, `limit` (1 to 500) at a time.
+
+        Raises:
+            ValueError: `cursor` is not one that this method returned.
+            InvalidSessionId: `user_id` is of another type than `Id`.
+        """
+
+    @abstractmethod
+    async def update_session(
+        self, ref: SessionRef, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Set title, metadata (as a whole) or both; None leaves one as it is. False if there is no such session."""
+
+    @abstractmethod
+    async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
+        """Put what `after` holds in the place of what `before` holds, row by row, if all of it is still as in `before`.
+
+        A title that is None in `after` stays. Nothing else changes: neither the order and number of rows, nor any time,
+        nor the session's place in a listing.
+
+        Returns:
+            False if something was not as in `before`: then nothing was changed.
+        """
+
+    async def rows_from(self, ref: SessionRef, first: int) -> tuple[list[str], bool]:
+        """Rows after the oldest `first`, oldest first, as many as are read at a time; and whether there may be more."""
+        return (await self.tail(ref, None))[first:], False
+
+    @abstractmethod
+    async def delete_session(self, ref: SessionRef) -> bool:
+        """Remove a session and everything in it. False if there was none."""
+
+    @abstractmethod
+    async def delete_user(self, user_id: Id) -> int:
+        """Remove all sessions of a user; returns how many there were.
+
+        Raises:
+            InvalidSessionId: `user_id` is of another type than `Id`. None is not everybody here.
+        """
+
+    @abstractmethod
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        """Remove up to `limit` sessions last written before `older_than`; returns how many. Call until it returns 0.
+
+        Raises:
+            ValueError: `older_than` has no time zone.
+        """
+
+    # ── The store itself ────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        """Keep `text` for the whole store if `kept` is what is kept so far; None is nothing in both places.
+
+        So `canary()` reads, `canary(None, text)` keeps a first one, `canary(kept, None)` removes it. Of many at once
+        one wins.
+
+        Returns:
+            What is kept now.
+        """
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Return if the server answers and its schema fits; raise what is wrong otherwise."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back every connection. A closed store opens again when it is used."""
+
+    async def open(self, *, again: bool = False) -> None:
+        """Connect, check that the schema fits and that this program may read and write what is stored.
+
+        `ConnectedStore`, which all backends are, does it with one question to the server at the first call of any
+        method, so that nothing is read or written by a program that does not fit.
+
+        Args:
+            again: Also ask if this store is open.
+
+        Raises:
+            WrongKey: What is stored is encrypted, and not with a key of this program.
+        """
+        await self.ping()
+        await self._admit(await self.canary())
+
+    def guard(self, admit: Admit) -> None:
+        """Let `admit` decide at each opening from now on. By default, an encrypted database is refused."""
+        self._admit = admit
+
+    @property
+    def inherited(self) -> bool:
+        """Whether the parent of this process, from which it was forked, opened it."""
+        return False

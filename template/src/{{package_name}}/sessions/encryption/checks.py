@@ -1,0 +1,46 @@
+"""Are the keys there, and the right ones?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from ..checks import Check
+from ..errors import SessionStoreError
+from ..store import SessionStore
+from .cipher import how_to_reencrypt
+from .store import EncryptedStore
+
+
+async def checked(checks: AsyncGenerator[Check, None], inner: SessionStore) -> AsyncGenerator[Check, None]:
+    """The checks of the server, and one of the keys if the server can be asked."""
+    usable = True
+    async with aclosing(checks) as found:
+        async for check in found:
+            usable = usable and check.state != "fail"
+            yield check
+    if usable:
+        yield await check_encryption(EncryptedStore(inner))
+
+
+async def check_encryption(store: EncryptedStore) -> Check:
+    """Whether the keys of the settings open what is stored, and whether anything is left to do."""
+    try:
+        await store.open()
+        kept = await store.canary() or ""
+    except SessionStoreError as error:
+        return Check("encryption", "fail", "The keys are not those of the stored sessions.", str(error))
+    finally:
+        await store.close()
+    cipher = store.keys.cipher
+    newest, *older = cipher.names
+    what = f"Sessions are encrypted with key {newest}"
+    if not cipher.is_newest(kept):
+        return Check("encryption", "warn", f"{what}, but not the older ones.", f"{how_to_reencrypt()}.")
+    if store.keys.session_encryption_allow_plaintext:
+        what = f"{what}, but what is in plain text counts as well: whoever writes to the database can put words in."
+        todo = f"{how_to_reencrypt()}, then unset SESSION_ENCRYPTION_ALLOW_PLAINTEXT."
+        return Check("encryption", "warn", what, todo)
+    if older:
+        what = f"{what}; {', '.join(older)} can go, as soon as every process writes with it"
+    return Check("encryption", "ok", f"{what}.")

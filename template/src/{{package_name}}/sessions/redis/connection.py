@@ -1,0 +1,200 @@
+"""Reaching Redis or Valkey: the settings, and commands sent to the server that keeps their key."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hiredis import pack_command
+from pydantic import Field, SecretStr, field_validator
+from redis.exceptions import NoScriptError, ResponseError
+
+from ..errors import SessionStoreError, SettingMissing
+from ..settings import StoreSettings
+from ..tracebacks import forgets_locals
+from .address import EXAMPLE, RedisAddress, parse_address
+from .errors import DRIVER_ERRORS, translate
+from .opener import Credentials
+from .pool import NotSent
+from .topology import open_topology
+
+Argument = str | bytes | int
+
+MAX_TTL = 10 * 365 * 86_400
+"""Longest time to live in seconds."""
+
+
+class RedisSettings(StoreSettings):
+    """Where the server is, and how hard it may be used."""
+
+    redis_url: SecretStr | None = None
+    """redis://user:password@host:6379/0; rediss:// for TLS; redis+cluster:// or redis+sentinel:// and several hosts;
+    redis+proxy:// for a cluster behind one address."""
+    redis_pool_max: int = Field(default=20, ge=1)
+    """Connections per process and server, at most. Calls beyond it wait."""
+    redis_timeout_seconds: float = Field(default=10.0, gt=0)
+    """For one attempt of a command: waiting for a free connection, finding the server, connecting and the answer."""
+    session_ttl: float | None = None
+    """A session vanishes when nothing was written to it for so many seconds, 1 to 10 years. Unset or 0: never."""
+    session_key_prefix: str = Field(default="agent", pattern=r"^[A-Za-z0-9._:-]{1,100}$")
+    """First part of every key, so that several apps can share a server."""
+
+    @field_validator("session_ttl")
+    @classmethod
+    def _check_ttl(cls, ttl: float | None) -> float | None:
+        if ttl and not 1 <= ttl <= MAX_TTL:  # NaN is not either
+            raise ValueError(f"must be 0 (never), or between 1 second and 10 years ({MAX_TTL:,} seconds)")
+        return ttl
+
+    @property
+    def ttl_milliseconds(self) -> int:
+        """`session_ttl` as the server takes it; 0: never."""
+        return math.ceil((self.session_ttl or 0) * 1000)
+
+    @property
+    @forgets_locals
+    def url(self) -> str:
+        """The address as it was given.
+
+        Raises:
+            SettingMissing: REDIS_URL is not set, or is no Redis URL.
+        """
+        if self.redis_url is None:
+            raise SettingMissing(f"REDIS_URL is not set. Put {EXAMPLE} into .env.")
+        parse_address(url := self.redis_url.get_secret_value())
+        return url
+
+    @property
+    def address(self) -> RedisAddress:
+        """What the URL says; raises as `url` does."""
+        return parse_address(self.url)
+
+    @property
+    def where(self) -> str:
+        """Hosts and database, for messages: the address without its secrets."""
+        return self.address.where
+
+
+class Script(NamedTuple):
+    """A Lua script, and the hash by which the server knows it once it has seen it."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def of(cls, text: str) -> Script:
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisConnection:
+    """The way to the server or servers, for one event loop. Opens nothing before the first command.
+
+    Every method raises `StoreUnavailable`, `StoreRefused` or another `SessionStoreError`; no command is sent twice,
+    except to the node of a cluster that the first one pointed to instead of carrying it out.
+    Replies are those of RESP2, texts decoded; what is no UTF-8 becomes U+FFFD.
+    Each call takes `REDIS_TIMEOUT_SECONDS` at most, several together if they are given one `deadline`.
+    """
+
+    def __init__(self, settings: RedisSettings, credentials: Credentials | None = None) -> None:
+        self._settings = settings
+        self.address = address = settings.address
+        self.clustered = address.kind in ("cluster", "proxy")
+        """Whether keys live on different servers, unless they have the same {part}."""
+        self._servers = open_topology(address, settings.redis_pool_max, settings.redis_timeout_seconds, credentials)
+
+    def deadline(self) -> float:
+        """When a call ends that begins now, in the time of the event loop."""
+        return asyncio.get_running_loop().time() + self._settings.redis_timeout_seconds
+
+    async def call(self, command: str, *arguments: Argument) -> Any:
+        """Send one command, of which the first argument is the key; returns the reply."""
+        key = arguments[0] if arguments else None
+        try:
+            return await self._servers.exchange(key, _pack(command, *arguments), self.deadline())
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def evaluate(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        deadline: float | None = None,
+    ) -> Any:
+        """Run a script on keys of one slot: in one round trip if the server knows it, else in two."""
+        rest = (len(keys), *keys, *arguments)
+        deadline = deadline or self.deadline()
+        try:
+            try:
+                return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest), deadline)
+            except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing was done
+                return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest), deadline)
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def call_all(self, commands: Sequence[tuple[Argument, ...]], deadline: float | None = None) -> list[Any]:
+        """Send commands at once, each to the server that has its key (its first argument), in one round trip.
+
+        Returns the replies in the same order. All were carried out, unless it raises: then each may have been or not.
+        """
+        packed = [(each[1], _pack(*each)) for each in commands]
+        return self._checked(await self._exchange_all(packed, deadline or self.deadline()))
+
+    async def evaluate_all(
+        self,
+        script: Script,
+        calls: Sequence[tuple[Sequence[str], Sequence[Argument]]],
+        deadline: float | None = None,
+    ) -> list[Any]:
+        """Run a script with several keys and arguments at once; as `call_all`."""
+        deadline = deadline or self.deadline()
+        every = [(keys[0], (len(keys), *keys, *arguments)) for keys, arguments in calls]
+        replies = await self._exchange_all(
+            [(key, _pack("EVALSHA", script.sha, *rest)) for key, rest in every], deadline
+        )
+        if unknown := [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+            again = [(every[place][0], _pack("EVAL", script.text, *every[place][1])) for place in unknown]
+            for place, reply in zip(unknown, await self._exchange_all(again, deadline), strict=True):
+                replies[place] = reply
+        return self._checked(replies)
+
+    async def call_everywhere(self, command: str, *arguments: Argument) -> dict[str, Any]:
+        """Send a command without a key to each primary; returns the replies by the names of the servers."""
+        try:
+            return await self._servers.everywhere(_pack(command, *arguments), self.deadline())
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    async def close(self) -> None:
+        """Give back every connection."""
+        await self._servers.close()
+
+    async def _exchange_all(self, commands: Sequence[tuple[Argument, bytes]], deadline: float) -> list[Any]:
+        if not commands:
+            return []
+        try:
+            return await self._servers.exchange_all(commands, deadline)
+        except (NotSent, *DRIVER_ERRORS) as error:
+            raise self._translated(error) from error
+
+    def _checked(self, replies: list[Any]) -> list[Any]:
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise self._translated(reply) from reply
+        return replies
+
+    def _translated(self, error: BaseException) -> SessionStoreError:
+        if isinstance(error, NotSent):
+            return translate(error.__cause__ or error, self._settings, sent=False)
+        return translate(error, self._settings, sent=True)
+
+
+def _pack(*arguments: Argument) -> bytes:
+    try:
+        packed: bytes = pack_command(arguments)  # type: ignore[arg-type]  # its stub wants a tuple of one
+    except UnicodeEncodeError as error:
+        raise SessionStoreError("A text holds half a surrogate pair, which cannot be stored.") from error
+    return packed

@@ -1,0 +1,380 @@
+"""Sessions in Redis or Valkey: one server, Sentinel or a cluster.
+
+Usage::
+
+    session = RedisSession("chat-1", redis_url="redis://localhost:6379/0")
+    await Runner.run(agent, "Hi", session=session)
+    await session.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from ..errors import SchemaOutdated, SessionStoreError, StoreRefused
+from ..opening import ConnectedStore
+from ..paging import decode_cursor, encode_cursor
+from ..records import Batch, Content, SessionInfo, SessionPage, check_aware, encode_metadata
+from ..refs import Id, SessionRef, id_text
+from ..retry import settles
+from ..settings import from_environment
+from ..shared import SharedStoreSession
+from ..tracebacks import forgets_locals
+from . import index as redis_index
+from .connection import Argument, RedisConnection, RedisSettings, Script
+from .index import Entry
+from .keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
+from .opener import Credentials
+from .scripts import (
+    APPEND,
+    CANARY,
+    CLEAR,
+    DELETE,
+    POP,
+    POP_OBJECT,
+    REPLACE_TAIL,
+    REWRITE,
+    ROWS_FROM,
+    UNLISTED,
+    UPDATE,
+)
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+FORMAT = 1
+"""How keys are laid out. A program refuses data of a newer one."""
+OLDEST = (7, 0)
+"""The format check is `SET … NX GET` (https://redis.io/docs/latest/commands/set/#history); all else is older."""
+
+MAX_LIMIT = 2**62
+"""More than any list holds; a larger number would not fit into Redis' own."""
+CHUNK = 100
+"""How many sessions are deleted at a time."""
+PORTION_ROWS, PORTION_BYTES = 100, 2**18
+"""How much of a long session is rewritten at a time, or one row that is larger. The server does nothing else then."""
+REFRESH_SECONDS = 1.0
+"""How long a write that is done waits for the session's place in the indexes of a cluster, which may be away."""
+TIDY_EACH = 20
+"""Of so many writes one looks for expired sessions in the indexes, two for each write."""
+
+
+class RedisStore(ConnectedStore):
+    """All sessions under one key prefix, over one set of connections, which opens at the first call."""
+
+    settings: RedisSettings
+
+    def __init__(self, settings: RedisSettings | None = None, *, credentials: Credentials | None = None) -> None:
+        super().__init__(settings or from_environment(RedisSettings))
+        self._credentials = credentials
+        self._prefix = self.settings.session_key_prefix
+        self._ttl = self.settings.ttl_milliseconds
+        self._untidied = random.randrange(TIDY_EACH)  # noqa: S311 - no secret
+        self._tidying = False
+        self._connection: RedisConnection | None = None
+
+    @settles
+    async def append(self, ref: SessionRef, batch: Batch) -> None:
+        contents = [row.content for row in batch.rows]
+        await self._write(APPEND, ref, [batch.id.bytes, *_optional(batch.title), *contents], lists=True)
+
+    async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
+        first = 0 if limit is None else -min(limit, MAX_LIMIT)
+        rows: list[str] = await (await self._ready()).call("LRANGE", keys_of(self._prefix, ref).items, first, -1)
+        return rows
+
+    @settles
+    async def pop(self, ref: SessionRef) -> str | None:
+        content: str | None = await self._write(POP, ref)
+        return content
+
+    @settles
+    async def pop_object(self, ref: SessionRef) -> str | None:
+        content: str | None = await self._write(POP_OBJECT, ref)
+        return content
+
+    @settles
+    async def clear(self, ref: SessionRef) -> None:
+        await self._write(CLEAR, ref)
+
+    @settles
+    async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        contents = [row.content for row in batch.rows]
+        expected: list[Argument] = [-1] if expected_tail is None else [len(expected_tail), *expected_tail]
+        arguments = [batch.id.bytes, *_optional(batch.title), *expected, *contents]
+        return bool(await self._write(REPLACE_TAIL, ref, arguments, lists=bool(contents)))
+
+    async def find_session(self, ref: SessionRef) -> SessionInfo | None:
+        keys = keys_of(self._prefix, ref)
+        return await redis_index.find(await self._ready(), keys.info, keys.member)
+
+    async def list_sessions(self, user_id: Id | None = None, limit: int = 50, cursor: str | None = None) -> SessionPage:
+        user_id = None if user_id is None else id_text("user_id", user_id)
+        limit = max(1, min(limit, 500))
+        before = self._entry(cursor) if cursor else None
+        # One more than asked for tells whether there is a next page.
+        found = await redis_index.page(await self._ready(), self._prefix, user_id, before, limit + 1)
+        sessions = [info for _, info in found[:limit]]
+        if len(found) <= limit:
+            return SessionPage(sessions, None)
+        # A place in the index, which in a cluster has a clock of its own.
+        last = replace(sessions[-1], updated_at=time_of(str(found[limit - 1][0].score)))
+        return SessionPage(sessions, encode_cursor(last))
+
+    @settles
+    async def update_session(
+        self, ref: SessionRef, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> bool:
+        encoded = None if metadata is None else encode_metadata(metadata)
+        arguments = [*_optional(title), *_optional(encoded)]
+        return bool(await (await self._ready()).evaluate(UPDATE, [keys_of(self._prefix, ref).info], arguments))
+
+    @settles
+    async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
+        info: list[Argument] = [
+            part for each in (before, after) for part in (*_optional(each.title), json.dumps(each.metadata))
+        ]
+        arguments: list[Argument] = [*info, before.first, len(before.rows), *before.rows, *after.rows]
+        keys = keys_of(self._prefix, ref)
+        return bool(await (await self._ready()).evaluate(REWRITE, [keys.items, keys.info], arguments))
+
+    async def rows_from(self, ref: SessionRef, first: int) -> tuple[list[str], bool]:
+        items = keys_of(self._prefix, ref).items
+        arguments: list[Argument] = [first, PORTION_ROWS, PORTION_BYTES]
+        rows, more = await (await self._ready()).evaluate(ROWS_FROM, [items], arguments)
+        return rows, bool(more)
+
+    @settles
+    async def delete_session(self, ref: SessionRef) -> bool:
+        return await self._delete([Entry(0, keys_of(self._prefix, ref).member)]) == 1
+
+    @settles
+    async def delete_user(self, user_id: Id) -> int:
+        return await self._delete_listed(index_of(self._prefix, id_text("user_id", user_id)))
+
+    @settles
+    async def prune(self, older_than: datetime, limit: int = 500) -> int:
+        return await self._delete_listed(index_of(self._prefix, None), microseconds(check_aware(older_than)), limit)
+
+    @settles
+    async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
+        arguments = [*_optional(kept), *_optional(text)]
+        now: str | None = await (await self._ready()).evaluate(CANARY, [canary_key(self._prefix)], arguments)
+        return now
+
+    # ── Inside ──────────────────────────────────────────────────────────────
+
+    async def _ready(self) -> RedisConnection:
+        """The way to the server, open."""
+        if not self._admitted or self._loop is not asyncio.get_running_loop():
+            await self.open()
+        assert self._connection is not None  # noqa: S101 - it is open
+        return self._connection
+
+    async def _connect(self) -> str | None:
+        if self._connection is None:
+            self._connection = RedisConnection(self.settings, self._credentials)
+        return await read_opening(self._connection, self._prefix)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _forget(self) -> None:
+        self._connection = None
+
+    async def _write(
+        self, script: Script, ref: SessionRef, arguments: Sequence[Argument] = (), *, lists: bool = False
+    ) -> Any:
+        """Run a script that writes to a session; `lists`: it may begin the session."""
+        connection, keys = await self._ready(), keys_of(self._prefix, ref)
+        if connection.clustered:
+            reply = await self._write_in_cluster(connection, script, keys, arguments, lists=lists)
+        else:
+            reply = await connection.evaluate(script, keys[:5], (self._ttl, keys.member, "", "", *arguments))
+        if self._ttl:
+            await self._tidy_sometimes()
+        return reply
+
+    async def _tidy_sometimes(self) -> None:
+        """Remove expired sessions from the indexes, more than there are new ones."""
+        self._untidied += 1
+        if self._untidied < TIDY_EACH or self._tidying:
+            return
+        count, self._untidied, self._tidying = 2 * self._untidied, 0, True
+        try:
+            with suppress(SessionStoreError):  # the write is done
+                await redis_index.tidy_some(await self._ready(), self._prefix, self._ttl / 1000, count)
+        finally:
+            self._tidying = False
+
+    async def _write_in_cluster(
+        self,
+        connection: RedisConnection,
+        script: Script,
+        keys: SessionKeys,
+        arguments: Sequence[Argument],
+        *,
+        lists: bool,
+    ) -> Any:
+        """Write the entries in the indexes, which are on other nodes, at the same time; of a new session before."""
+        deadline = connection.deadline()
+
+        async def write(scores: Sequence[str]) -> Any:
+            return await connection.evaluate(script, keys[:3], (self._ttl, keys.member, *scores, *arguments), deadline)
+
+        listing = asyncio.ensure_future(redis_index.touch(connection, keys, add=lists, deadline=deadline))
+        listing.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at, or not of interest
+        try:
+            reply = await write(("0", "0"))
+            if reply != UNLISTED:
+                # It is listed since it began. An index that is away keeps it at its old place.
+                await asyncio.wait({listing}, timeout=REFRESH_SECONDS)
+                return reply
+            scores = await listing
+            while (reply := await write(scores)) == UNLISTED:  # the entries were removed in between
+                scores = await redis_index.touch(connection, keys, add=lists, deadline=deadline)
+            return reply
+        finally:
+            listing.cancel()
+
+    async def _delete_listed(self, index: str, before: int = 0, limit: int | None = None) -> int:
+        """Delete sessions of an index, the oldest first; `before`: only those last written before, in microseconds."""
+        highest = f"({before}" if before else "+inf"
+        deleted = 0
+        while limit is None or deleted < limit:
+            count = CHUNK if limit is None else min(CHUNK, limit - deleted)
+            reply = await (await self._ready()).call(
+                "ZRANGE", index, "-inf", highest, "BYSCORE", "LIMIT", 0, count, "WITHSCORES"
+            )
+            if not reply:
+                break
+            deleted += await self._delete(Entry.all_of(reply), before)
+        return deleted
+
+    async def _delete(self, found: Sequence[Entry], before: int = 0) -> int:
+        """Delete these sessions; returns how many there were. None of the entries keeps its place in the indexes."""
+        connection = await self._ready()
+        every = [keys_of(self._prefix, session_of(entry.member)) for entry in found]
+        seen = await redis_index.scores(connection, every) if connection.clustered else [()] * len(found)
+        count = 3 if connection.clustered else 5
+        outcomes = await connection.evaluate_all(
+            DELETE,
+            [(keys[:count], [before, keys.member, *scores]) for keys, scores in zip(every, seen, strict=True)],
+        )
+        both = list(zip(every, outcomes, strict=True))
+        if connection.clustered:
+            gone = [(keys, scores) for (keys, (outcome, _)), scores in zip(both, seen, strict=True) if outcome]
+            await redis_index.unlist(connection, gone)
+        alive = [(keys, int(updated)) for keys, (outcome, updated) in both if not outcome]
+        await redis_index.relist(connection, alive)
+        return sum(outcome == 1 for outcome, _ in outcomes)
+
+    def _entry(self, cursor: str) -> Entry:
+        updated_at, user_id, session_id = decode_cursor(cursor)
+        return Entry(microseconds(updated_at), keys_of(self._prefix, SessionRef(user_id, session_id)).member)
+
+
+async def read_opening(connection: RedisConnection, prefix: str) -> str | None:
+    """The canary; the format of what is stored is compared with this program, and what has none yet gets ours.
+
+    Raises:
+        SchemaOutdated: It is newer.
+    """
+    key, deadline = f"{prefix}:format", connection.deadline()
+    stored, canary = await connection.call_all([("GET", key), ("GET", canary_key(prefix))], deadline)
+    # Reading comes first: a server whose memory is full takes no SET, and its sessions can still be read.
+    try:
+        if not stored:
+            (stored,) = await connection.call_all([("SET", key, FORMAT, "NX", "GET")], deadline)
+    except SessionStoreError as error:
+        await refuse_old(connection, error)
+        raise
+    if stored is not None and int(stored) > FORMAT:
+        raise SchemaOutdated(
+            f"The sessions under {prefix}: are of format {stored}, newer than this program knows ({FORMAT}). "
+            "Deploy the current version of this app."
+        )
+    return None if canary is None else str(canary)
+
+
+async def refuse_old(connection: RedisConnection, error: SessionStoreError) -> None:
+    """After an error: was the server too old to understand what it was sent?
+
+    Raises:
+        StoreRefused: It was.
+    """
+    try:
+        infos = list((await connection.call_everywhere("INFO", "server")).values())
+    except SessionStoreError:  # it may not be asked
+        infos = []
+    versions = re.findall(r"^redis_version:((\d+)\S*)", "\n".join(infos), re.MULTILINE)
+    old = [f"version {version}" for version, major in versions if int(major) < OLDEST[0]]
+    if not versions and "syntax error" in str(error):
+        old = ["an older version"]
+    if old:
+        raise StoreRefused(
+            f"Redis at {connection.address.where} is {old[0]}; this app needs Redis {OLDEST[0]} or newer, or Valkey. "
+            "Upgrade the server."
+        ) from error
+
+
+class RedisSession(SharedStoreSession):
+    """A session that needs no store of its own: all with the same settings share one per event loop.
+
+    user_id and session_id are text, a number or a UUID; 42 and "42" are the same user. An app whose run context carries
+    a user_id passes it here too: otherwise the session is refused as another user's.
+
+    Args:
+        session_id: Name of the conversation, unique for its user; at most 1,000 bytes.
+        redis_url: redis://, rediss://, redis+cluster://, redis+sentinel:// or redis+proxy://…; REDIS_URL if left out.
+        user_id: Whose conversation it is.
+        session_settings: Default limit for reads; an object or a dict.
+        settings: Everything else; from the environment if left out.
+        credentials: Returns user and password for each new connection, in place of those of the URL. Sessions share a
+            store only if they have the same function.
+
+    Raises:
+        SettingMissing: No URL, or no usable one.
+        InvalidSessionId: See `SessionRef.check`.
+    """
+
+    @forgets_locals
+    def __init__(
+        self,
+        session_id: Id,
+        redis_url: str | None = None,
+        *,
+        user_id: Id = "",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        settings: RedisSettings | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        settings = settings or from_environment(RedisSettings)
+        if redis_url is not None:
+            settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
+        _ = settings.url  # which raises what is wrong with it
+        ref = SessionRef(user_id, session_id)
+        super().__init__(
+            settings,
+            lambda: RedisStore(settings, credentials=credentials),
+            ref,
+            session_settings,
+            token=credentials,
+        )
+
+
+def _optional(text: str | None) -> tuple[str, str]:
+    """A text that may be missing, as two arguments of a script."""
+    return ("0", "") if text is None else ("1", text)
