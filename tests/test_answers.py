@@ -47,7 +47,7 @@ def test_what_users_change_is_kept(releases: Path, tmp_path: Path, old: bool, ne
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_conversations_are_encrypted_and_decrypted_as_the_readme_says(
+def test_conversations_are_encrypted_and_decrypted_as_the_page_says(
     releases: Path, tmp_path: Path, installed: Install, backend: str
 ) -> None:
     project = start(releases, tmp_path / "project", backend=backend)

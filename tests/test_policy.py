@@ -1,4 +1,4 @@
-"""What is promised of updates: in CONTRIBUTING.md for releases, and in a project's README for each of its files."""
+"""What is promised of updates: in CONTRIBUTING.md for releases, in a project's docs/update.md for each of its files."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_a_file_that_is_gone_is_told_in_the_changelog(releases: Path, tmp_path: 
             assert [name for name in sorted(gone) if name.replace("my_agent", "…") not in changelog] == [], release.tag
 
 
-# ── Yours and ours: the table of a project's README, tried ──────────────────
+# ── Yours and ours: the table of a project's docs/update.md, tried ───────────
 
 Rows = list[tuple[list[str], str]]
 
 
-def rows_of_the_table(readme: str) -> Rows:
+def rows_of_the_table(page: str) -> Rows:
     """Patterns of files ("*": all others), and what an update does to them."""
-    table = readme.partition("| file | an update |\n|---|---|\n")[2].partition("\n\n")[0]
+    table = page.partition("| file | an update |\n|---|---|\n")[2].partition("\n\n")[0]
     rows = []
     for line in table.strip().splitlines():
         files, does = line.strip("| ").split(" | ")
@@ -83,7 +83,7 @@ def what_it_does(rows: Rows, name: str) -> str:
     for patterns, does in rows:
         if any(fnmatch.fnmatch(name, pattern + "*" * pattern.endswith("/")) for pattern in patterns):
             return does
-    pytest.fail(f"{name} is in no row of the README's table")
+    pytest.fail(f"{name} is in no row of the table in docs/update.md")
 
 
 def change_everything(template: Path) -> None:
@@ -97,10 +97,10 @@ def change_everything(template: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
-def test_an_update_does_to_each_file_what_the_readme_says(releases: Path, tmp_path: Path, backend: str) -> None:
+def test_an_update_does_to_each_file_what_the_page_says(releases: Path, tmp_path: Path, backend: str) -> None:
     template = lifetime.clone(releases, tmp_path / "template")
     project = start(template, tmp_path / "project", backend=backend)
-    rows = rows_of_the_table(project.read("README.md"))
+    rows = rows_of_the_table(project.read("docs/update.md"))
     files = set(project.files()) - {".copier-answers.yml"}
     added = {".env", ".dev/data", "uv.lock", "src/my_agent/ours.py", "tests/test_ours.py"}
     for name in files | added:

@@ -38,6 +38,10 @@ Dockerfile
 LICENSE
 README.md
 docker-compose.yml
+docs/database.md
+docs/operate.md
+docs/sessions.md
+docs/update.md
 pyproject.toml
 src/my_agent/__init__.py
 src/my_agent/__main__.py
@@ -48,7 +52,6 @@ src/my_agent/cli/chat.py
 src/my_agent/cli/common.py
 src/my_agent/cli/console.py
 src/my_agent/cli/doctor.py
-src/my_agent/cli/drift.py
 src/my_agent/cli/main.py
 src/my_agent/cli/sessions.py
 src/my_agent/cli/transcript.py
@@ -201,7 +204,7 @@ def test_nothing_of_encryption_is_left_where_it_was_not_chosen(render: Render, b
     project = render(backend=backend)
     words = re.compile(r"SESSION_ENCRYPTION|reencrypt|EncryptedStore|encryption=")
     # These say what to do about sessions that are encrypted already.
-    told = ["README.md", "src/my_agent/sessions/contract.py"]
+    told = ["docs/operate.md", "src/my_agent/sessions/contract.py"]
     assert [name for name in project.files() if words.search(project.read(name))] == told
     assert "cryptography" not in str(tomllib.loads(project.read("pyproject.toml"))["project"])
 
@@ -225,6 +228,43 @@ def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
             pattern = OF_POSTGRES_ALONE if (backend, other) == ("supabase", "postgres") else TRACES[other]
             found = re.search(pattern, f"{name}\n{project.read(name)}", re.IGNORECASE)
             assert not found, f"{name} speaks of {other}: {found}"
+
+
+LONGEST_PAGE = 120
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+PROOF = re.compile(r"`(?:proof/)?((?:app|contract|encryption|faults|postgres|redis|sql|supabase)/test_\w+\.py)`")
+OF_THE_CONTRACT = re.compile(r"\(`(test_\w+\.py)`\)")
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("variant", DISTINCT)
+def test_a_page_is_short_and_its_links_lead_somewhere(render: Render, variant: str) -> None:
+    project = render(**VARIANTS[variant])
+    pages = [name for name in project.files() if name.endswith(".md")]
+    assert {"README.md", "docs/sessions.md", "docs/database.md", "docs/operate.md", "docs/update.md"} <= set(pages)
+    for name in pages:
+        text = project.read(name)
+        assert len(text.splitlines()) <= LONGEST_PAGE, name
+        for target, anchor in LINK.findall(text):
+            if target.startswith("https://"):
+                continue
+            file = (project.path / name).parent / target if target else project.path / name
+            assert file.is_file(), f"{name} links to {target}"
+            assert not anchor or anchor in anchors(file.read_text()), f"{name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("variant", DISTINCT)
+def test_a_promise_names_a_file_of_the_proof(render: Render, variant: str) -> None:
+    project = render(**VARIANTS[variant])
+    page = project.read("docs/sessions.md")
+    named = [*PROOF.findall(page), *(f"contract/{name}" for name in OF_THE_CONTRACT.findall(page))]
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / "proof" / name).is_file()] == []
 
 
 @pytest.mark.parametrize("variant", DISTINCT)

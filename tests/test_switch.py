@@ -145,11 +145,11 @@ def contents(project: Project, server: dict[str, str]) -> list[str]:
 def test_conversations_move_with_the_project(
     releases: Path, tmp_path: Path, installed: Install, old: str, new: str
 ) -> None:
-    """As the README says, and while the app still writes; three switches read and write all three stores."""
+    """As docs/operate.md says, and while the app still writes; three switches read and write all three stores."""
     project = start(releases, tmp_path / "project", backend=old)
     project.run("uv", "sync", "--quiet")
     commit_all(project.path, "With the lock file")
-    # As in the README, in the project: git ignores it, or Copier would not touch the project.
+    # As on that page, in the project: git ignores it, or Copier would not touch the project.
     agent, backup = ".venv/bin/my-agent", str(project.path / "backup.jsonl")
     with (
         embedded_server(installed(old), tmp_path / "old") as source,

@@ -209,12 +209,12 @@ def test_a_rejected_part_is_seen_by_pre_commit_and_by_ci(conflict: Project, inst
     conflict.run(*check_of_ci(conflict))
 
 
-def test_an_update_can_be_given_up_as_the_readme_says(conflict: Project) -> None:
+def test_an_update_can_be_given_up_as_the_page_says(conflict: Project) -> None:
     (conflict.path / ".env").write_text("OPENAI_API_KEY=ours\n")
     conflict.run("copier", "update", "--defaults", "--data", "backend=redis")
     assert git(conflict.path, "status", "--short") != ""
     command = "git reset --hard && git clean -di"
-    assert command in " ".join(conflict.read("README.md").split())
+    assert command in " ".join(conflict.read("docs/update.md").split())
     conflict.run("git", "reset", "--hard")
     conflict.run("git", "clean", "-d", "--force")  # -i asks
     assert git(conflict.path, "status", "--short") == ""

@@ -140,7 +140,7 @@ async def test_what_the_server_quotes_is_not_repeated(connection: RedisConnectio
         ("CROSSSLOT Keys in request don't hash to the same slot", SettingMissing, "redis+proxy://"),
         ("ERR unknown command 'CLUSTER', with args beginning with: 'SLOTS'", SettingMissing, "redis+proxy://"),
         ("ERR SELECT is not allowed in cluster mode", SettingMissing, "redis+cluster://"),
-        ("NOPERM User app has no permissions to run the 'set' command", StoreRefused, "README.md"),
+        ("NOPERM User app has no permissions to run the 'set' command", StoreRefused, "docs/database.md"),
         ("WRONGTYPE Operation against a key holding the wrong kind of value", StoreRefused, "SESSION_KEY_PREFIX"),
         ("DENIED Redis is running in protected mode because", StoreRefused, "protected mode"),
         ("ERR something new", SessionStoreError, "refused the command: something new"),

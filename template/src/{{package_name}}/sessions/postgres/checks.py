@@ -152,7 +152,7 @@ async def _check_rights(connection: asyncpg.Connection, schema: str) -> Check:
     role = await connection.fetchval("SELECT current_user")
     if missing:
         what = f"The role {role} lacks {', '.join(missing)}."
-        return Check("rights", "fail", what, "Grant the rights that README.md lists under deployment.")
+        return Check("rights", "fail", what, "Grant the rights that docs/database.md lists.")
     if await connection.fetchval("SELECT has_schema_privilege($1::text, 'CREATE')", schema):
         return Check("rights", "ok", f"The role {role} may do all that is needed, and change the schema as well.")
     return Check("rights", "ok", f"The role {role} may do all that is needed, and not change the schema.")

@@ -51,7 +51,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
         case (_, "3D000"):
             return StoreRefused(f"{server}: this database does not exist. Create it, or correct {settings.variable}.")
         case (_, "42501"):
-            return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
+            return StoreRefused(f"{server}: {problem}. Grant the rights that docs/database.md lists.")
         case (_, "42883" | "42P01" | "3F000"):
             what = f"the schema {settings.database_schema} lacks tables or functions that this version of the app needs"
             return SchemaOutdated(f"{server}: {what}. {how_to_upgrade()}.")

@@ -106,7 +106,7 @@ def _refusal(error: RedisError, server: str) -> SessionStoreError:
     problem = re.sub(r" script: [0-9a-f]{40},.*", "", problem).rstrip(".")  # where in which script
     match error:
         case NoPermissionError():
-            return StoreRefused(f"{server}: {problem}. Grant the rights that README.md lists under deployment.")
+            return StoreRefused(f"{server}: {problem}. Grant the rights that docs/database.md lists.")
         case OutOfMemoryError():
             return StoreRefused(
                 f"{server} has no memory left; nothing was stored. Raise maxmemory, or set SESSION_TTL."
