@@ -48,7 +48,6 @@ src/my_agent/cli/chat.py
 src/my_agent/cli/common.py
 src/my_agent/cli/console.py
 src/my_agent/cli/doctor.py
-src/my_agent/cli/drift.py
 src/my_agent/cli/main.py
 src/my_agent/cli/sessions.py
 src/my_agent/cli/transcript.py
@@ -86,6 +85,7 @@ src/my_agent/sessions/settings.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
 src/my_agent/sessions/tracebacks.py
+src/my_agent/sessions/walk.py
 src/my_agent/settings.py
 src/my_agent/transfer/__init__.py
 src/my_agent/transfer/file.py
@@ -138,6 +138,7 @@ src/my_agent/sessions/redis/opener.py
 src/my_agent/sessions/redis/pool.py
 src/my_agent/sessions/redis/scripts.py
 src/my_agent/sessions/redis/sdk.py
+src/my_agent/sessions/redis/settings.py
 src/my_agent/sessions/redis/store.py
 src/my_agent/sessions/redis/topology.py
 """,
