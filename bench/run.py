@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from my_agent.dev import server as devserver
 from side import Items, Side
-from tests.relay import Relay
+from proof.support.relay import Relay
 
 backend = importlib.import_module(f"sides_{sys.argv[1]}")
 
