@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import AnyUser, count, name, with_store
+from .common import AnyUser, count, name, unknown, with_store
 from .console import CommandError, complain, note, progress
 
 if TYPE_CHECKING:
@@ -26,11 +26,20 @@ def export_(
     """Write sessions to a file that `import` reads: JSON lines, every item exactly as stored."""
     from ..sessions.refs import SessionRef
     from ..transfer.files import writing
-    from ..transfer.sessions import export_sessions
+    from ..transfer.sessions import Exported, NoSuchSession, export_sessions
 
     SessionRef(user or "", "any").check()
     with writing(file) as out, progress("Exporting", show=file != "-" or not sys.stdout.isatty()) as advance:
-        done = with_store(lambda store: export_sessions(store, out, user_id=user, session_id=session, report=advance))
+
+        async def work(store: SessionStore) -> Exported:
+            if store.encrypts:
+                complain("What is stored is encrypted, and the export is plain text: guard it as you guard the keys.")
+            try:
+                return await export_sessions(store, out, user_id=user, session_id=session, report=advance)
+            except NoSuchSession as error:
+                raise await unknown(store, SessionRef(user or "", session or "")) from error
+
+        done = with_store(work)
     note(f"Exported {count(done.sessions, 'session')} with {count(done.items, 'item')}.")
 
 
