@@ -29,11 +29,12 @@ def export_(
     from ..transfer.sessions import Exported, NoSuchSession, export_sessions
 
     SessionRef(user or "", "any").check()
+    encrypted = False
     with writing(file) as out, progress("Exporting", show=file != "-" or not sys.stdout.isatty()) as advance:
 
         async def work(store: SessionStore) -> Exported:
-            if store.encrypts:
-                complain("What is stored is encrypted, and the export is plain text: guard it as you guard the keys.")
+            nonlocal encrypted
+            encrypted = store.encrypts
             try:
                 return await export_sessions(store, out, user_id=user, session_id=session, report=advance)
             except NoSuchSession as error:
@@ -41,6 +42,8 @@ def export_(
 
         done = with_store(work)
     note(f"Exported {count(done.sessions, 'session')} with {count(done.items, 'item')}.")
+    if encrypted:
+        complain("What is stored is encrypted, and the export is plain text: guard it as you guard the keys.")
 
 
 def import_(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -53,7 +53,7 @@ class ToolFinished:
     """A tool has answered."""
 
     output: str
-    error: Exception | None = None
+    error: Exception | None = field(default=None, repr=False)
     """What the tool raised, if the SDK answered in its place. The model is not told."""
 
 
