@@ -18,8 +18,8 @@ from time import perf_counter
 from urllib.parse import urlsplit
 
 from my_agent.dev import server as devserver
+from proof.support.relay import Relay
 from side import Items, Side
-from tests.relay import Relay
 
 backend = importlib.import_module(f"sides_{sys.argv[1]}")
 

@@ -18,7 +18,7 @@ def main() -> None:
     for backend in parser.parse_args().backends:
         folder = fresh_project(BUILD / "bench" / backend, backend=backend)
         command = ["uv", "run", "--quiet", *EXTRAS[backend], "python", str(ROOT / "bench" / "run.py"), backend]
-        environment = {**tool_environment(), "PYTHONPATH": str(folder)}
+        environment = {**tool_environment(), "PYTHONPATH": str(ROOT)}  # for what it shares with the proof
         if code := subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
             sys.exit(code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,16 @@ from pathlib import Path
 
 from project import BUILD, PROOF_FOLDERS, fresh_project, lay_proof, tool_environment
 
+PINNED = ["asyncpg", "httpx", "openai-agents", "redis[hiredis]", "supabase"]
+"""What projects have an upper bound for."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backend", choices=PROOF_FOLDERS, help="which, unless --project names a project")
     parser.add_argument("--only", metavar="WORD", help="only files whose path contains this word")
     parser.add_argument("--encryption", action="store_true", help="with the answer encryption")
+    parser.add_argument("--newest", action="store_true", help="with the newest SDK and drivers, whatever the pins say")
     parser.add_argument(
         "--project", type=Path, help="a project made from this version of the template; it is not changed"
     )
@@ -23,6 +28,9 @@ def main() -> None:
     if arguments.project is None:
         name = arguments.backend + ("-encrypted" if arguments.encryption else "")
         project = fresh_project(BUILD / "prove" / name, backend=arguments.backend, encryption=str(arguments.encryption))
+        if arguments.newest:
+            with (project / "pyproject.toml").open("a") as file:
+                file.write(f"\n[tool.uv]\noverride-dependencies = {json.dumps(PINNED)}\n")
     elif (arguments.project / ".copier-answers.yml").is_file():
         project = arguments.project.resolve()
     else:

@@ -90,6 +90,7 @@ src/my_agent/sessions/settings.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
 src/my_agent/sessions/tracebacks.py
+src/my_agent/sessions/walk.py
 src/my_agent/settings.py
 src/my_agent/transfer/__init__.py
 src/my_agent/transfer/file.py
@@ -142,6 +143,7 @@ src/my_agent/sessions/redis/opener.py
 src/my_agent/sessions/redis/pool.py
 src/my_agent/sessions/redis/scripts.py
 src/my_agent/sessions/redis/sdk.py
+src/my_agent/sessions/redis/settings.py
 src/my_agent/sessions/redis/store.py
 src/my_agent/sessions/redis/topology.py
 """,

@@ -6,7 +6,8 @@ import pytest
 
 from my_agent.sessions import SettingMissing
 from my_agent.sessions.redis.address import parse_address
-from my_agent.sessions.redis.connection import RedisConnection, RedisSettings
+from my_agent.sessions.redis.connection import RedisConnection
+from my_agent.sessions.redis.settings import RedisSettings
 from proof.redis.fixtures import settings_for
 from proof.redis.servers import PASSWORD, QUOTED
 

@@ -12,38 +12,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
-from datetime import timedelta
-from typing import BinaryIO, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import BinaryIO, Literal, NamedTuple
 from uuid import UUID, uuid5
 
 from ..sessions.codec import role_in
-from ..sessions.errors import SessionStoreError
 from ..sessions.records import Batch, Row, SessionInfo
 from ..sessions.refs import SessionRef
-from ..sessions.retry import retried
 from ..sessions.store import SessionStore
+from ..sessions.walk import again, chosen_sessions
 from .file import FORMAT, Place, read_session
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Outcome = Literal["imported", "extended", "already there", "replaced", "skipped", "conflict"]
 OnConflict = Literal["refuse", "skip", "replace"]
 
 _CONFLICT: dict[OnConflict, Outcome] = {"refuse": "conflict", "skip": "skipped", "replace": "replaced"}
-_PAGE = 500
 _ATTEMPTS = 10
 """How often an import starts over because the session was written to."""
 _COMPARED = 20
 """How many rows at the end of a session show that nobody wrote: an app would have to say all of them again."""
-_SLOW_COMMIT = timedelta(minutes=1)
-"""How much later than its `updated_at` a write may become visible."""
 _NAMESPACE = UUID("5a3c1a3e-6d0b-4d7c-9a53-6f2e1b7c0d41")
-
-
-class NoSuchSession(SessionStoreError):
-    """The session to export is not there."""
 
 
 class Exported(NamedTuple):
@@ -74,7 +63,7 @@ async def export_sessions(
     sessions = items = 0
     async with aclosing(chosen_sessions(store, user_id, session_id)) as chosen:
         async for info in chosen:
-            rows = await _again(store, store.tail, SessionRef(info.user_id, info.session_id), None)
+            rows = await again(store, store.tail, SessionRef(info.user_id, info.session_id), None)
             out.write(_line({"format": FORMAT, "session": _description(info), "items": len(rows)}))
             for row in rows:
                 out.write(_line({"content": row}))
@@ -118,8 +107,8 @@ async def import_session(
     """
     ref = SessionRef(wanted.user_id, wanted.session_id)
     for _ in range(_ATTEMPTS):
-        there = await _again(store, store.find_session, ref)
-        stored = await _again(store, store.tail, ref, None) if there else []
+        there = await again(store, store.find_session, ref)
+        stored = await again(store, store.tail, ref, None) if there else []
         outcome = _outcome(there, stored, contents, on_conflict)
         if dry_run or outcome in ("conflict", "skipped"):
             return outcome
@@ -153,7 +142,7 @@ async def _bring_in(
     expected = stored[-_COMPARED:] if extends else stored
     texts = contents[len(stored) - len(expected) :] if extends else contents
     batch = Batch(_batch_id(ref, there, texts), _rows(texts), wanted.title)
-    return await _again(store, store.replace_tail, ref, expected, batch)
+    return await again(store, store.replace_tail, ref, expected, batch)
 
 
 async def _begin(
@@ -162,9 +151,9 @@ async def _begin(
     """Store the first rows of a session; False if somebody else did, and then nothing is stored."""
     # No store can append on the condition that there is nothing yet. So look afterwards who came first.
     for attempt in range(1000):
-        await _again(store, store.append, ref, Batch(_batch_id(ref, there, contents, attempt), _rows(contents), title))
-        rows = await _again(store, store.tail, ref, None)
-        begun = bool(rows) or await _again(store, store.find_session, ref) is not None
+        await again(store, store.append, ref, Batch(_batch_id(ref, there, contents, attempt), _rows(contents), title))
+        rows = await again(store, store.tail, ref, None)
+        begun = bool(rows) or await again(store, store.find_session, ref) is not None
         if begun and rows[: len(contents)] == contents:
             return True
         if rows and contents:
@@ -179,9 +168,9 @@ async def _take_out(store: SessionStore, ref: SessionRef, rows: list[str], conte
     count = len(contents)
     while (start := next((at for at in range(len(rows)) if rows[at : at + count] == contents), None)) is not None:
         later = Batch.of(_rows(rows[start + count :]))
-        if await _again(store, store.replace_tail, ref, rows[start:], later):
+        if await again(store, store.replace_tail, ref, rows[start:], later):
             return
-        rows = await _again(store, store.tail, ref, None)
+        rows = await again(store, store.tail, ref, None)
 
 
 async def _describe(
@@ -192,54 +181,7 @@ async def _describe(
     title = wanted.title if replaced or (there and there.title is None) else None
     metadata = wanted.metadata if replaced or (wanted.metadata and not (there and there.metadata)) else None
     if title is not None or metadata is not None:
-        await _again(store, store.update_session, ref, title=title, metadata=metadata)
-
-
-async def chosen_sessions(
-    store: SessionStore, user_id: str | None = None, session_id: str | None = None
-) -> AsyncGenerator[SessionInfo, None]:
-    """All sessions that are there, or one user's, or one. None is missed because it is written to meanwhile."""
-    if session_id is not None:
-        ref = SessionRef(user_id or "", session_id).check()
-        info = await _again(store, store.find_session, ref)
-        if info is None:
-            raise NoSuchSession(f"There is no session {session_id!r} of user {ref.user_id!r}.")
-        yield info
-        return
-
-    # A session that is written to meanwhile moves to the front, out of the way of the walk. So walk again, over what
-    # was written since the last walk began, until nothing new turns up. Sessions that were begun after the export are
-    # left out, or it might never end.
-    seen: set[SessionRef] = set()
-    begin = walked_from = None
-    found = True
-    while found:
-        found, newest = False, None
-        async for info in _listing(store, user_id):
-            newest = newest or info.updated_at
-            begin = begin or newest
-            if walked_from is not None and info.updated_at < walked_from - _SLOW_COMMIT:
-                break
-            ref = SessionRef(info.user_id, info.session_id)
-            if ref not in seen and info.created_at <= begin:
-                found = True
-                seen.add(ref)
-                yield info
-        walked_from = newest
-
-
-async def _listing(store: SessionStore, user_id: str | None) -> AsyncGenerator[SessionInfo, None]:
-    cursor: str | None = None
-    while True:
-        page = await _again(store, store.list_sessions, user_id, _PAGE, cursor)
-        for info in page.sessions:
-            yield info
-        if (cursor := page.next_cursor) is None:
-            return
-
-
-async def _again(store: SessionStore, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    return await retried(lambda: method(*args, **kwargs), store.settings.session_retry_seconds)
+        await again(store, store.update_session, ref, title=title, metadata=metadata)
 
 
 def _description(info: SessionInfo) -> dict[str, object]:

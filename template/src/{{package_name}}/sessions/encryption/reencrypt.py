@@ -7,20 +7,16 @@ between. What is done already is left alone: an interrupted run is gone on with 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
 
-from ...transfer.sessions import chosen_sessions
+from ..contract import RowStore
 from ..errors import SessionStoreError
 from ..records import SEALED, Content, SessionInfo
 from ..refs import SessionRef
-from ..retry import retried
-from ..store import SessionStore
+from ..walk import again, chosen_sessions
 from .cipher import SEALED_METADATA, Cipher, Purpose, sealed_metadata
-
-T = TypeVar("T")
 
 _ROWS, _CHARACTERS = 1000, 4 * 2**20
 """How much is rewritten at a time, unless one row is larger."""
@@ -42,7 +38,7 @@ class Report:
 
 
 async def reencrypt(
-    inner: SessionStore,
+    inner: RowStore,
     cipher: Cipher,
     *,
     decrypt: bool = False,
@@ -59,7 +55,7 @@ async def reencrypt(
     Raises:
         WrongKey: The keys are not those of the store. Nothing was changed.
     """
-    kept = await _again(inner, inner.canary)
+    kept = await again(inner, inner.canary)
     cipher.check_canary(kept)
     report = Report()
     async with aclosing(chosen_sessions(inner)) as found:
@@ -69,31 +65,31 @@ async def reencrypt(
             advance(1)
     if decrypt or kept is None or not cipher.is_newest(kept):
         # Those of single users go when the app's is replaced, so there must be one to replace.
-        old = kept or await _again(inner, lambda: inner.canary(None, cipher.seal_canary()))
+        old = kept or await again(inner, inner.canary, None, cipher.seal_canary())
         new = None if decrypt else cipher.seal_canary()
-        await _again(inner, lambda: inner.canary(old, new))
+        await again(inner, inner.canary, old, new)
     return report
 
 
-async def _session(inner: SessionStore, cipher: Cipher, listed: SessionInfo, report: Report, *, decrypt: bool) -> None:
+async def _session(inner: RowStore, cipher: Cipher, listed: SessionInfo, report: Report, *, decrypt: bool) -> None:
     """One session, again and again until nothing is left to do."""
     ref = SessionRef(listed.user_id, listed.session_id)
     changed = False
     for _ in range(_ATTEMPTS):
-        info = await _again(inner, lambda: inner.find_session(ref))
+        info = await again(inner, inner.find_session, ref)
         if info is None:
             return  # deleted meanwhile
         texts = _Texts(cipher, ref, decrypt=decrypt)
         before, wanted = Content(info.title, info.metadata), texts.wanted(info)
         first, more, done = 0, True, True
         while more and done:
-            found, more = await _again(inner, lambda first=first: inner.rows_from(ref, first))  # type: ignore[misc]
+            found, more = await again(inner, inner.rows_from, ref, first)
             for part in _parts(found):
                 old = before._replace(rows=found[part], first=first + part.start)
                 new = wanted._replace(rows=[texts.wanted_row(row) for row in old.rows], first=old.first)
                 if old == new:
                     continue
-                done = await _again(inner, lambda old=old, new=new: inner.rewrite(ref, old, new))  # type: ignore[misc]
+                done = await again(inner, inner.rewrite, ref, old, new)
                 if not done:
                     break  # somebody was faster
                 before = wanted
@@ -151,7 +147,3 @@ def _parts(rows: list[str]) -> Iterator[slice]:
             start, size = index, 0
         size += len(row)
     yield slice(start, len(rows))
-
-
-async def _again(store: SessionStore, call: Callable[[], Awaitable[T]]) -> T:
-    return await retried(call, store.settings.session_retry_seconds)

@@ -8,9 +8,10 @@ from time import perf_counter
 from ..checks import Check
 from ..errors import SchemaOutdated, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
 from .address import RedisAddress
-from .connection import RedisConnection, RedisSettings, Script
+from .connection import RedisConnection, Script
 from .keys import canary_key, index_of
 from .opener import Credentials
+from .settings import RedisSettings
 from .store import OLDEST, read_opening
 
 ALL_SLOTS = "16384"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import ssl
-from typing import TYPE_CHECKING
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
@@ -28,9 +27,7 @@ from ..errors import SessionStoreError, SettingMissing, StoreRefused, StoreUnava
 from ..tracebacks import forget_locals
 from .address import PROXY
 from .pool import PoolExhausted
-
-if TYPE_CHECKING:
-    from .connection import RedisSettings
+from .settings import RedisSettings
 
 DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
 """All that redis-py raises. A timeout is an OSError."""

@@ -13,7 +13,8 @@ from urllib.parse import parse_qsl, urlencode
 from pydantic import SecretStr
 
 from ..errors import SessionStoreError
-from .connection import RedisConnection, RedisSettings
+from .connection import RedisConnection
+from .settings import RedisSettings
 
 _MESSAGES = ":messages"
 _CHUNK = 500

@@ -31,7 +31,7 @@ from ..settings import from_environment
 from ..shared import SharedStoreSession
 from ..tracebacks import forgets_locals
 from . import index as redis_index
-from .connection import Argument, RedisConnection, RedisSettings, Script
+from .connection import Argument, RedisConnection, Script
 from .index import Entry
 from .keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
 from .opener import Credentials
@@ -48,6 +48,7 @@ from .scripts import (
     UNLISTED,
     UPDATE,
 )
+from .settings import RedisSettings
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
