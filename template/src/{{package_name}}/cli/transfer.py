@@ -25,8 +25,9 @@ def export_(
 ) -> None:
     """Write sessions to a file that `import` reads: JSON lines, every item exactly as stored."""
     from ..sessions.refs import SessionRef
+    from ..sessions.walk import NoSuchSession
     from ..transfer.files import writing
-    from ..transfer.sessions import Exported, NoSuchSession, export_sessions
+    from ..transfer.sessions import Exported, export_sessions
 
     SessionRef(user or "", "any").check()
     encrypted = False
