@@ -81,7 +81,7 @@ class Project:
 
 def clean_environment() -> dict[str, str]:
     """What a new user's shell has: nothing of ours, and git with a name."""
-    settings = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "DEV_SERVER")
+    settings = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "SHOW_", "DEV_SERVER")
     ours = (*settings, "VIRTUAL_ENV", "TEST_", "PYTEST_", "GIT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     who = {"NAME": "Ada", "EMAIL": "ada@example.com"}

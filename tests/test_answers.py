@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from . import lifetime
 from .conftest import Install, commit_all, embedded_server, git
 from .lifetime import (
     BACKENDS,
     COPIED_ONCE,
     MIGRATIONS,
+    NOW,
     assert_kept,
     assert_no_conflict,
     assert_same,
+    edit,
     make_own,
     refused,
     start,
@@ -83,6 +87,38 @@ def test_conversations_are_encrypted_and_decrypted_as_the_page_says(
         update(project, encryption=False)
         assert "Your name is Ada." in chat("What is my name?")
         assert items()[: len(before)] == before
+
+
+@pytest.mark.parametrize("tag", [NOW, "v0.1.0"])
+def test_details_that_were_given_once_stay(releases: Path, tmp_path: Path, tag: str) -> None:
+    """Also from a release that had no question for them."""
+    details = {
+        "author_name": "Ada",
+        "author_email": "ada@example.com",
+        "license": "proprietary",
+        "description": "Ours.",
+    }
+    project = start(releases, tmp_path / "project", tag, **details)
+    later = lifetime.clone(releases, tmp_path / "template")
+    commit_all(later, "A later release", tag="v1001.0.0")
+    edit(project, ".copier-answers.yml", str(releases), str(later))
+    commit_all(project.path, "Moved")
+    update(project)
+    answers = yaml.safe_load(project.read(".copier-answers.yml"))
+    assert {name: answers[name] for name in details} == details
+    assert answers["details"] is False
+    assert 'name = "Ada", email = "ada@example.com"' in project.read("pyproject.toml")
+
+
+def test_an_update_says_what_comes_after_turning_encryption_on(releases: Path, tmp_path: Path) -> None:
+    project = start(releases, tmp_path / "project")
+    update_ = ("copier", "update", "--defaults", "--data")
+    said = project.run(*update_, "encryption=true")
+    steps = ["sessions new-key", "SESSION_ENCRYPTION_KEYS", "SESSION_ENCRYPTION_ALLOW_PLAINTEXT", "sessions reencrypt"]
+    places = [said.index(step) for step in steps]
+    assert places == sorted(places)
+    commit_all(project.path, "With encryption")
+    assert "reencrypt" not in project.run(*update_, "encryption=false")
 
 
 def test_another_project_name_changes_titles_alone(releases: Path, tmp_path: Path) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import keyword
+import os
+import pty
 import re
+import select
 import subprocess
+import termios
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from .conftest import DISTINCT, ROOT, VARIANTS, Install, Project, Render, clean_environment, git
+from .conftest import DEFAULTS, DISTINCT, QUESTIONS, ROOT, VARIANTS, Install, Project, Render, clean_environment, git
 
 TRACES = {
     "redis": r"redis(?!tribut)|valkey",
@@ -382,11 +387,11 @@ def test_the_example_file_has_every_variable_and_its_default(installed: Install,
 
 
 def next_steps(template: Path, folder: Path) -> list[str]:
-    """The commands with git in them that Copier prints after it made a project here, and the one that leads there."""
+    """The commands that Copier prints after it made a project here, up to the first conversation."""
     command = ["copier", "copy", "--defaults", str(template), str(folder)]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
     lines = [line.strip() for line in done.stderr.splitlines()]
-    return [line for line in lines if line.startswith(("cd ", "git "))]
+    return [line for line in lines if line.startswith(("cd ", "git ", "uv sync"))]
 
 
 @pytest.mark.parametrize("place", ["my project", "$HOME [x]; it's"])
@@ -400,10 +405,78 @@ def test_the_next_steps_can_be_pasted_and_nest_no_repository(
         (top / "theirs.txt").touch()
         git(top, "init", "-q")
     folder = top / place
-    script = " && ".join(next_steps(template, folder))
+    script = "\n".join(["uv() { touch uv.lock; }", *next_steps(template, folder)])
     subprocess.run(["bash", "-ec", script], cwd="/", env=clean_environment(), capture_output=True, check=True)
     assert (folder / ".git").exists() is not inside
     committed = git(folder, "ls-tree", "-r", "--name-only", "HEAD").splitlines()
-    assert ".copier-answers.yml" in committed
+    assert {".copier-answers.yml", "uv.lock"} <= {*committed}  # an update refuses a file that git does not know
     assert git(folder, "status", "--short", ".") == ""
     assert not inside or git(top, "status", "--short").split() == ["??", "theirs.txt"]
+
+
+def test_the_example_file_is_copied_for_its_owner_alone(render: Render) -> None:
+    project = render()
+    command = "install -m 600 .env.example .env"
+    assert f"`{command}`" in project.read(".env.example").splitlines()[0]
+    assert command in (ROOT / "copier.yml").read_text()
+    project.run(*command.split())
+    assert (project.path / ".env").stat().st_mode & 0o777 == 0o600
+
+
+# ── Questions ───────────────────────────────────────────────────────────────
+
+
+START = ["backend", "project_name", "package_name", "encryption", "details"]
+DETAILS = ["description", "author_name", "author_email", "license"]
+
+
+def asked(template: Path, folder: Path, *options: str, **keys: str) -> list[str]:
+    """The questions that Copier asks at a terminal, each answered with its keys, else with Enter."""
+    ends, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 200))
+    process = subprocess.Popen(
+        ["copier", "copy", "--quiet", *options, str(template), str(folder)],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**clean_environment(), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen, questions = "", list[str]()
+    with suppress(OSError):  # so Linux tells that the other side is closed
+        while select.select([ends], [], [], 20)[0] and (data := os.read(ends, 65536)):
+            seen += data.decode(errors="ignore")
+            new = [name for name, help_ in HELP.items() if name not in questions and help_ in seen]
+            for name in new:
+                os.write(ends, keys.get(name, "\r").encode())
+            questions += new
+    os.close(ends)
+    assert process.wait(20) == 0, seen
+    return questions
+
+
+HELP = {name: question["help"] for name, question in QUESTIONS.items() if not name.startswith("_")}
+
+
+def answers_of(folder: Path) -> dict[str, object]:
+    return dict(yaml.safe_load((folder / ".copier-answers.yml").read_text()))
+
+
+def test_who_just_wants_to_start_answers_five_questions(template: Path, tmp_path: Path) -> None:
+    assert asked(template, tmp_path / "project") == START
+    recorded = answers_of(tmp_path / "project")
+    assert {name: recorded[name] for name in DEFAULTS} == {**DEFAULTS, "package_name": "my_agent"}
+
+
+def test_details_are_asked_for_on_demand(template: Path, tmp_path: Path) -> None:
+    name = "\b" * len("Your Name") + "Ada\r"
+    assert asked(template, tmp_path / "project", details="y", author_name=name) == START + DETAILS
+    assert answers_of(tmp_path / "project")["author_name"] == "Ada"
+
+
+def test_a_detail_that_is_given_counts_whether_details_are_asked_for_or_not(template: Path, tmp_path: Path) -> None:
+    given = ("--data", "author_name=Ada", "--data", "backend=redis")
+    assert asked(template, tmp_path / "project", *given) == START[1:]
+    assert answers_of(tmp_path / "project")["author_name"] == "Ada"
+    assert 'name = "Ada"' in (tmp_path / "project/pyproject.toml").read_text()

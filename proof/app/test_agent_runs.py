@@ -82,6 +82,20 @@ async def test_a_tool_is_called_and_its_call_is_stored_with_its_output(store: Se
     assert await kinds(session) == ["user", "function_call", "function_call_output", "message"]
 
 
+async def test_what_a_tool_raises_is_told_to_the_caller_and_not_to_the_model(store: SessionStore) -> None:
+    @function_tool
+    def look_up(text: str) -> str:
+        """Look something up, which fails."""
+        raise LookupError("planted")
+
+    session = store.session("s")
+    agent = Agent[Any](name="Reader", model=OfflineModel(), tools=[look_up])
+    (finished,) = [event for event in await events_of(session, "look up: x", agent) if isinstance(event, ToolFinished)]
+    assert isinstance(finished.error, LookupError)
+    assert finished.error.__traceback__ is not None
+    assert "planted" not in repr(finished) + str(await session.get_items())
+
+
 async def test_a_handoff_stays_on_the_session(store: SessionStore) -> None:
     session = store.session("s")
     expert = Agent(name="Expert", model=OfflineModel())

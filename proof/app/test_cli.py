@@ -149,6 +149,31 @@ async def test_an_unknown_session_is_an_error(command: list[str]) -> None:
     assert done.err.startswith("Error: There is no session ")
 
 
+@pytest.mark.parametrize("command", [["show"], ["delete", "--yes"], ["export", "--session"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("owners", "words"),
+    [
+        (["ada"], 'user "ada" has one: --user ada'),
+        ([""], "user \"\" has one: --user ''"),
+        (["eve smith", "bob"], 'users "bob" and "eve smith" have one: --user bob'),
+        (["a b", "c", "d"], 'users "a b", "c" and "d" have one: --user \'a b\''),
+        (["a", "b", "c", "d", "e"], 'users "a", "b", "c" and others have one: --user a'),
+    ],
+    ids=str,
+)
+async def test_a_session_of_somebody_else_is_pointed_to(
+    store: SessionStore, command: list[str], owners: list[str], words: str
+) -> None:
+    await store.session("other").add_items([user("Hi")])
+    for owner in owners:
+        await store.session("work", user_id=owner).add_items([user("Hi")])
+    asked = "zoe" if "" in owners else ""
+    done = await invoke("sessions", *command, "work", *(["--user", asked] if asked else []))
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f'Error: There is no session "work" of user "{asked}"; {words}\n'
+    assert len((await store.list_sessions()).sessions) == len(owners) + 1
+
+
 @pytest.mark.parametrize("name", ["", "x" * 1001, "\udcff"])
 @pytest.mark.parametrize("command", [["show"], ["delete", "--yes"], ["export", "--session"]])
 async def test_an_id_that_no_store_takes_is_an_error(command: list[str], name: str) -> None:
@@ -214,6 +239,7 @@ async def test_strange_names_do_nothing_to_a_terminal(store: SessionStore) -> No
             return terminal.seen
 
     listed = await asyncio.to_thread(look, "list")
+    assert "For scripts: --json." in listed
     shown = await asyncio.to_thread(look, "show", NASTY, "--user", NASTY)
     asked = await asyncio.to_thread(look, "delete", NASTY, "--user", NASTY, keys="n\n")
     for seen in (listed, shown, asked):
@@ -257,6 +283,16 @@ def test_help_imports_nothing_heavy() -> None:
     program = f"import sys, my_agent.cli.main; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
     assert done.stdout == "set()\n", done.stderr
+
+
+async def test_a_listing_does_without_the_sdk(store: SessionStore) -> None:
+    await store.session("s").add_items([user("Hi")])
+    program = (
+        "import sys; from my_agent.cli.main import app; app(standalone_mode=False); print('agents' in sys.modules)"
+    )
+    for command in (["sessions", "list"], ["sessions", "list", "--help"]):
+        done = await run(*command, program=(sys.executable, "-c", program))
+        assert done.out.splitlines()[-1] == "False", done.err
 
 
 @pytest.mark.parametrize("command", ["sessions export", "sessions export --session short", "doctor"])

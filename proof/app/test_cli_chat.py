@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from my_agent.sessions import SessionStore
+from my_agent import app
+from my_agent.sessions import SessionRef, SessionStore
+from my_agent.settings import Settings
 from proof.support import slow_agent
 from proof.support.command import Terminal, invoke, run
 from proof.support.helpers import texts
@@ -72,6 +74,27 @@ async def test_tools_are_told_on_stderr() -> None:
     assert '→ count_words({"text": "one two three"})\n← 3\n' in done.err
 
 
+@pytest.mark.parametrize(("setting", "shown"), [("", True), ("1", True), ("0", False)])
+async def test_what_a_tool_raises_is_shown_to_the_developer_and_not_to_the_model(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, setting: str, shown: bool
+) -> None:
+    monkeypatch.setenv("SHOW_TOOL_ERRORS", setting)
+    done = await run("chat", "look up: Ada", program=SLOW_AGENT, traceback=True)
+    assert done.code == 0
+    assert "An error occurred while running the tool" in done.out
+    for words in ("Traceback", "slow_agent.py", "LookupError: no entry \\x1b[31mAda", "SHOW_TOOL_ERRORS"):
+        assert (words in done.err) is shown
+    assert "\x1b[31m" not in done.err
+    assert "no entry" not in done.out + "".join(await store.tail(SessionRef("", "default"), None))
+
+
+async def test_where_the_parts_for_development_are_missing_it_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "has_dev", lambda: False)
+    assert not app.shows_tool_errors(Settings())
+    monkeypatch.setenv("SHOW_TOOL_ERRORS", "true")
+    assert app.shows_tool_errors(Settings())
+
+
 async def test_a_strange_session_is_an_error() -> None:
     done = await invoke("chat", "Hi", "--session", "x" * 1001)
     assert (done.code, done.err.count("\n")) == (1, 1)
@@ -117,6 +140,22 @@ async def test_a_conversation_at_a_terminal(store: SessionStore) -> None:
 
     assert await asyncio.to_thread(talk) == 0
     assert len(await said(store, "s")) == 6
+
+
+@pytest.mark.parametrize("word", ["exit", "QUIT", " /exit ", "/quit"])
+async def test_a_word_leaves_a_conversation(store: SessionStore, word: str) -> None:
+    def talk() -> int:
+        with Terminal("chat") as terminal:
+            terminal.wait_for("exit leaves, /help tells more.")
+            terminal.wait_for(PROMPT)
+            terminal.type("/help\r")
+            terminal.wait_for("Ctrl-C               stop an answer")
+            terminal.wait_for(PROMPT)
+            terminal.type(f"{word}\r")
+            return terminal.end()
+
+    assert await asyncio.to_thread(talk) == 0
+    assert await said(store) == []
 
 
 async def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(store: SessionStore) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from my_agent.sessions import BackendStore, SessionStore
+from my_agent.sessions.backend import ADDRESSES, NAME
 from my_agent.sessions.errors import StoreRefused
 from proof.support.command import Done, invoke
 
@@ -51,6 +52,27 @@ async def test_a_readable_env_file_is_a_warning(tmp_path: Path, mode: int, state
     assert (await diagnosis())[".env"]["state"] == state
     (tmp_path / ".env").write_text("# OPENAI_API_KEY=planted\nHISTORY_MAX_ITEMS=9\nOPENAI_API_KEY=\n")
     assert (await diagnosis())[".env"]["says"] == ".env holds no secrets."
+
+
+async def test_variables_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "OPENAI_KEY=sk-planted\nOTHER_URL=other://u:planted@h\nHISTORY_MAX_ITEMS=9\nEMPTY=\n"
+    )
+    check = (await diagnosis())["unread settings"]
+    assert (check["state"], "planted" in str(check)) == ("warn", False)
+    what = f"OPENAI_KEY, OTHER_URL: set, but not read. This project keeps sessions in {NAME}, at "
+    assert check["says"].startswith(what)
+
+
+async def test_an_address_in_the_environment_is_named_if_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_DATABASE_URL", raising=False)
+    monkeypatch.setenv("OTHER_URL", "other://u:planted@h")
+    monkeypatch.setenv("PAGE_URL", "https://example.com")
+    assert "unread settings" not in await diagnosis()
+    for name in ADDRESSES:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("DEV_SERVER", "0")
+    assert (await diagnosis(code=1))["unread settings"]["says"].startswith("OTHER_URL: set, but not read.")
 
 
 async def test_settings_that_cannot_be_read_are_the_first_thing_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from my_agent import app
 from my_agent.dev import server as devserver
@@ -99,6 +100,57 @@ def test_a_command_of_an_installed_package_does_not_get_it(checkout: Path, tmp_p
     assert done.stderr.startswith(f"Error: {VARIABLE} is not set.")
     assert done.stderr.endswith(f"{HINT}\n")
     assert not list(tmp_path.rglob(".dev"))
+
+
+def test_a_command_says_what_it_applies_to_a_server_that_was_in_use(checkout: Path) -> None:
+    assert "brought up to date" not in python(checkout / "src", *LIST).stderr
+    folders = [checkout / name for name in ("supabase/migrations", "migrations") if (checkout / name).is_dir()]
+    told = f"The embedded {devserver.Engine.NAME} was brought up to date: applied 29990101000000_ours."
+    for folder in folders:  # Redis has none
+        (folder / "29990101000000_ours.sql").write_text("select 1;")
+    try:
+        assert python(checkout / "src", *LIST).stderr.splitlines().count(told) == len(folders)
+        assert "brought up to date" not in python(checkout / "src", *LIST).stderr
+    finally:
+        for folder in folders:
+            (folder / "29990101000000_ours.sql").unlink()
+
+
+# ── While the SDK is imported ───────────────────────────────────────────────
+
+
+def test_it_starts_ahead_and_is_taken_over(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_PROJECT", checkout)
+    monkeypatch.setenv("DEV_SERVER", "1")
+    app.start_ahead(Settings())
+    app.start_ahead(Settings())
+    (ahead,) = app._ahead
+    running = ahead.result(60)
+    with app.server(Settings()) as settings:
+        value = getattr(settings, VARIABLE.lower())
+        assert running.environment[VARIABLE] == (value.get_secret_value() if isinstance(value, SecretStr) else value)
+    assert app._ahead == []
+
+
+def test_a_start_that_fails_is_told_once(checkout: Path) -> None:
+    (checkout / "file").touch()
+    program = f"""
+import pathlib, my_agent.app as app
+app._home = lambda: pathlib.Path({str(checkout / "file")!r})
+from my_agent.cli.main import main
+main()
+"""
+    done = python(checkout / "src", "-c", program, "chat", "Hi")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: The development server cannot use ")
+
+
+def test_nothing_starts_ahead_where_an_address_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, ADDRESS)
+    monkeypatch.setenv("DEV_SERVER", "1")
+    app.start_ahead(Settings(), embedded=True)
+    assert app._ahead == []
 
 
 ADDRESS = {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from agents import RunConfig, Runner
+from agents import Agent, RunConfig, Runner
 from agents.items import TResponseInputItem
 
 from my_agent.dev.offline import OfflineModel
 from proof.support.helpers import answer, anything, user
 from proof.support.sample_agent import build_agent
+
+RULES = '"My name is Ada", "What is my name?", "What did I say first?" and words that call a tool (time, words)'
 
 
 async def say(*items: TResponseInputItem) -> str:
@@ -26,7 +30,7 @@ async def say(*items: TResponseInputItem) -> str:
         ([user("My name is Ada"), user("Call me Countess")], "What is my name?", "Your name is Countess."),
         ([answer("My name is Assistant")], "What is my name?", "You have not told me your name yet."),
         ([user("Hi"), user("there")], "What did I say first?", 'The first thing you said was: "Hi"'),
-        ([user("Hi")], "Hm", "I am the offline model and know only a few sentences, but I remember 1 earlier message."),
+        ([user("Hi")], "Hm", f"I am the offline model: I remember 1 earlier message and understand {RULES}."),
     ],
 )
 async def test_it_answers_from_the_history(history: list[TResponseInputItem], question: str, expected: str) -> None:
@@ -51,3 +55,9 @@ async def test_it_reads_messages_made_of_parts() -> None:
 )
 async def test_it_calls_the_tool_that_is_named(question: str, expected: str) -> None:
     assert expected in await say(user(question))
+
+
+async def test_without_tools_it_names_none() -> None:
+    agent = Agent[Any](name="Plain", model=OfflineModel())
+    result = await Runner.run(agent, "Hm", run_config=RunConfig(tracing_disabled=True))
+    assert result.final_output.endswith('understand "My name is Ada", "What is my name?" and "What did I say first?".')

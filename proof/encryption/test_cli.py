@@ -114,7 +114,9 @@ async def test_an_export_is_in_plain_text_and_can_be_imported_under_another_key(
     keys(OLD)
     old = with_keys(store, OLD)
     await old.session("s").add_items([user("x")])
-    await succeeded("sessions", "export", str(tmp_path / "all.jsonl"))
+    exported = await succeeded("sessions", "export", str(tmp_path / "all.jsonl"))
+    told = exported.err.splitlines()
+    assert told[-1] == "What is stored is encrypted, and the export is plain text: guard it as you guard the keys."
     await old.delete_session(KEY)
     assert await old.canary(await old.canary(), None) is None
     keys(NEW)
@@ -152,9 +154,20 @@ async def test_the_doctor_knows_the_keys(store: SessionStore, keys: Keys) -> Non
     keys(OLD)
     state, words = await said(code=1)
     assert state == "fail"
+    assert words.startswith("The keys are not those of the stored sessions. ")
     assert f"key {new}, which SESSION_ENCRYPTION_KEYS does not hold" in words
     keys()
-    assert "SESSION_ENCRYPTION_KEYS is not set" in (await said(code=1))[1]
+    assert (await said(code=1))[1].startswith("No key is set. SESSION_ENCRYPTION_KEYS is not set. ")
+    keys("planted")
+    assert (await said(code=1))[1].startswith("A key cannot be used. Key 1 of 1 in ")
+
+
+async def test_the_doctor_knows_what_is_not_encrypted_yet(store: SessionStore, keys: Keys) -> None:
+    await inner_of(store).append(KEY, Batch.of([Row("{}")], title="T"))
+    keys(NEW)
+    state, words = await said(code=1)
+    assert state == "fail"
+    assert words.startswith("What is stored is not encrypted yet. There are sessions that are not encrypted. Run ")
 
 
 # ── Development ─────────────────────────────────────────────────────────────

@@ -171,7 +171,7 @@ async def test_what_is_written_during_a_rotation_is_kept(store: SessionStore) ->
             if turn % 3 == 0:
                 assert texts([(await sessions[number].pop_item()) or user("nothing")]) == [f"b{turn}"]
             said[number] += [f"a{turn}"] if turn % 3 == 0 else [f"a{turn}", f"b{turn}"]
-            await app.update_session(sessions[number].key, title=f"turn {turn}")
+            await app.update_session(sessions[number].ref, title=f"turn {turn}")
 
     await asyncio.gather(*map(talk, range(len(sessions))))
     report = await rotating

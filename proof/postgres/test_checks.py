@@ -30,7 +30,9 @@ async def test_a_server_that_is_down_is_found(monkeypatch: pytest.MonkeyPatch) -
 async def test_an_address_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
     found = await diagnosis(code=1)
-    assert "DATABASE_URL" in found["connection"]["todo"]
+    assert found["settings"]["state"] == "fail"
+    assert "DATABASE_URL" in found["settings"]["todo"]
+    assert "connection" not in found
     assert "planted" not in str(found)
 
 

@@ -29,7 +29,7 @@ async def test_a_sound_project_is_described() -> None:
     found = await diagnosis()
     assert found["key"]["says"] == "SUPABASE_KEY is a secret key: for servers only."
     assert "answers in" in found["connection"]["says"]
-    assert found["schema"]["says"].startswith("The schema fits this program (2")
+    assert found["schema"]["says"].startswith("The schema fits this program: schema 2")
     assert found["server key"]["says"] == "The database knows the key in SUPABASE_SERVER_KEY."
     assert found["row-level security"]["state"] == "ok"
     assert "(Functions of others were not looked at.)" in found["row-level security"]["says"]
@@ -44,11 +44,15 @@ async def test_a_server_key_that_the_database_does_not_know_is_found(monkeypatch
     assert (await diagnosis())["server key"]["state"] == "ok"
 
 
-@pytest.mark.parametrize(("name", "value"), [("SUPABASE_URL", "planted"), ("SUPABASE_KEY", "planted key")])
-async def test_a_setting_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "check"), [("SUPABASE_URL", "planted", "settings"), ("SUPABASE_KEY", "planted key", "connection")]
+)
+async def test_a_setting_that_is_none_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, check: str
+) -> None:
     monkeypatch.setenv(name, value)
     found = await diagnosis(code=1)
-    assert name in found["connection"]["todo"]
+    assert name in found[check]["todo"]
     assert "round trip" not in found
 
 

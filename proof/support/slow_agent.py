@@ -39,9 +39,15 @@ async def delete_files() -> str:
     return "\x1b[31mAll is gone."
 
 
+@function_tool
+async def look_up(text: str) -> str:
+    """Look something up, which fails."""
+    raise LookupError(f"no entry \x1b[31m{text}")
+
+
 def build_agent(model: str | Model | None = None) -> Agent[Any]:
     grace = Agent[Any](name="Grace", model=model)
-    return Agent(name="Slow", tools=[take_nap, delete_files], handoffs=[grace], model=model)
+    return Agent(name="Slow", tools=[take_nap, delete_files, look_up], handoffs=[grace], model=model)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import traceback
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents import Agent, RunState
-from prompt_toolkit import PromptSession
-from prompt_toolkit.output import create_output
 
 from ..agent import build_agent
-from ..app import opened_model, opened_store
+from ..app import opened_model, opened_store, shows_tool_errors
 from ..conversation.turn import (
     AgentChanged,
     ApprovalNeeded,
@@ -32,10 +31,21 @@ from ..settings import load_settings
 from .common import count, name
 from .console import CommandError, answer, complain, note
 
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
 T = TypeVar("T")
 
 LONGEST_NOTE = 200
 """Characters of a tool's arguments or output that are shown."""
+
+LEAVE = {"exit", "quit", "/exit", "/quit"}
+HELP = """
+exit, quit, Ctrl-D   leave; the conversation is kept
+Ctrl-C               stop an answer; on an empty line: leave
+arrow up             what you said before
+Anything else is said to the agent. --session and --user choose another conversation; `sessions list` shows all.
+""".strip()
 
 Said = str | RunState[RunContext]
 """What a turn starts with: a message, or the state of a turn that waited for an approval."""
@@ -58,12 +68,14 @@ def say(message: str, session_id: str, user_id: str) -> None:
 
 
 def converse(session_id: str, user_id: str) -> None:
-    """Talk until Ctrl-D, or Ctrl-C on an empty line."""
+    """Talk until "exit" or Ctrl-D, or Ctrl-C on an empty line."""
 
     async def run() -> None:
         async with _conversation(session_id, user_id) as conversation:
             so_far = f"{count(conversation.items, 'item')} so far" if conversation.items else "nothing said yet"
-            note(f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, Ctrl-D leaves.")
+            note(
+                f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, exit leaves, /help tells more."
+            )
             prompt = _prompt()
             while True:
                 try:
@@ -71,21 +83,18 @@ def converse(session_id: str, user_id: str) -> None:
                 except KeyboardInterrupt:
                     if not prompt.default_buffer.text:
                         return
+                    continue
                 except EOFError:
                     return
-                else:
-                    if message.strip():
-                        await _exchange(conversation, message)
+                word = message.strip().lower()
+                if word in LEAVE:
+                    return
+                if word == "/help":
+                    note(HELP, lines=True)
+                elif word:
+                    await _exchange(conversation, message)
 
     asyncio.run(run())
-
-
-def message_from_stdin() -> str:
-    """All of stdin."""
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise CommandError("What came in on stdin is not UTF-8 text.") from None
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ class _Conversation:
     max_items: int
     items: int
     """How many were there at the start."""
+    shows_tool_errors: bool
 
     async def turn(self, said: Said) -> ApprovalNeeded | None:
         """Print what happens; what the agent needs approval for, None if it is done."""
@@ -117,7 +127,10 @@ class _Conversation:
                         printed, line_is_open = True, not text.endswith("\n")
                     case ToolCalled(tool, arguments):
                         aside(f"→ {tool}({arguments})")
-                    case ToolFinished(output):
+                    case ToolFinished(output, error):
+                        if error is not None and self.shows_tool_errors:
+                            aside("The tool raised an error, which only you see (SHOW_TOOL_ERRORS):")
+                            note("".join(traceback.format_exception(error)).rstrip(), lines=True)
                         aside(f"← {output}")
                     case AgentChanged(new_name):
                         if new_name != agent_name:
@@ -137,7 +150,8 @@ async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Convers
         session = store.session(session_id, user_id=user_id)
         info = await store.find_session(session.ref)
         agent = build_agent(model)
-        yield _Conversation(agent, session, settings.history_max_items, info.item_count if info else 0)
+        items = info.item_count if info else 0
+        yield _Conversation(agent, session, settings.history_max_items, items, shows_tool_errors(settings))
 
 
 async def _exchange(conversation: _Conversation, message: str) -> None:
@@ -183,4 +197,7 @@ async def _decide(waiting: ApprovalNeeded) -> None:
 
 def _prompt() -> PromptSession[str]:
     """A line editor on stderr if stdout is piped."""
+    from prompt_toolkit import PromptSession  # imported late: an answer to a script needs none of it
+    from prompt_toolkit.output import create_output
+
     return PromptSession(output=create_output(always_prefer_tty=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -13,7 +14,12 @@ import typer
 from .console import CommandError
 
 if TYPE_CHECKING:
-    from ..sessions import SessionStore
+    from ..sessions import SessionRef, SessionStore
+
+LOOKED_AT = 500
+"""Sessions among which one of another user is looked for: as many as one listing has."""
+NAMED = 3
+"""Users that an error names, at most."""
 
 T = TypeVar("T")
 AnyUser = Annotated[str | None, typer.Option("--user", "-u", help="Only sessions of this user.")]
@@ -32,15 +38,28 @@ def with_store(work: Callable[[SessionStore], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def unknown(session: str, user: str | None) -> CommandError:
-    """What to raise when a session is not there."""
-    return CommandError(f"There is no session {name(session, user)}. `sessions list` shows those that are there.")
+async def unknown(store: SessionStore, ref: SessionRef) -> CommandError:
+    """What to raise when a session is not there: it says whose there is, among those that were written last."""
+    page = await store.list_sessions(limit=LOOKED_AT)
+    owners = sorted({info.user_id for info in page.sessions if info.session_id == ref.session_id} - {ref.user_id})
+    if not owners:
+        missing = name(ref.session_id, ref.user_id)
+        return CommandError(f"There is no session {missing}. `sessions list` shows those that are there.")
+    missing = f"{quoted(ref.session_id)} of user {quoted(ref.user_id)}"
+    *others, last = map(quoted, owners[:NAMED])
+    if len(owners) > NAMED:
+        others, last = [*others, last], "others"
+    who = f"users {', '.join(others)} and {last} have one" if others else f"user {last} has one"
+    return CommandError(f"There is no session {missing}; {who}: --user {shlex.quote(owners[0])}")
 
 
 def name(session: str, user: str | None) -> str:
     """A session in a sentence: quoted, so that strange ids can be told from the words around them."""
-    quoted = json.dumps(session, ensure_ascii=False)
-    return f"{quoted} of user {json.dumps(user, ensure_ascii=False)}" if user else quoted
+    return f"{quoted(session)} of user {quoted(user)}" if user else quoted(session)
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def count(number: int, noun: str) -> str:

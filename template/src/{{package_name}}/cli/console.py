@@ -41,14 +41,30 @@ def answer(text: str, *, newline: bool = True) -> None:
     typer.echo(clean(text, lines=True) if sys.stdout.isatty() else text, nl=newline)
 
 
-def note(text: str) -> None:
-    """Say something on the side: dim, on stderr."""
-    typer.secho(clean(text), dim=True, err=True)
+def note(text: str, *, lines: bool = False) -> None:
+    """Say something on the side: dim, on stderr.
+
+    Args:
+        lines: Keep line breaks and tabs.
+    """
+    typer.secho(clean(text, lines=lines), dim=True, err=True)
 
 
 def complain(text: str) -> None:
     """Say on stderr, in one line, what is wrong."""
     typer.echo(clean(" ".join(text.split())), err=True)
+
+
+def text_of_stdin() -> str:
+    """All of stdin, without its last line break.
+
+    Raises:
+        CommandError: It is no text.
+    """
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise CommandError("What came in on stdin is not UTF-8 text.") from None
 
 
 def confirm(question: str) -> None:

@@ -31,7 +31,7 @@ def upgrade() -> None:
         applied = asyncio.run(backend.upgrade(settings))
     for migration in applied:
         note(f"Applied {migration.version}_{migration.name}.")
-    note(f"The schema is up to date: version {known[-1].version}.")
+    note(f"The database is up to date; the newest migration is {known[-1].version}_{known[-1].name}.")
 
 
 @db.command()

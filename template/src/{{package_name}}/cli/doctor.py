@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,10 +20,10 @@ import typer
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from ..app import EMBEDDED, embedded_server, server
+from ..app import EMBEDDED, embedded_server, prepared, server
 from ..conversation.model import address_of
 from ..sessions import SessionStore, SessionStoreError, SettingMissing, open_store
-from ..sessions.backend import NAME, check_server, prepare
+from ..sessions.backend import ADDRESSES, NAME, check_server
 from ..sessions.checks import Check
 from ..sessions.records import Batch, Row
 from ..sessions.refs import SessionRef
@@ -63,19 +64,22 @@ async def diagnose() -> AsyncGenerator[Check, None]:
     except SessionStoreError as error:
         yield Check("settings", "fail", "The settings cannot be read.", str(error))
         return
-    yield Check("settings", "ok", "The settings can be read.")
-    for check in _check_env_files():
+    decision = embedded_server(settings, embedded=True)
+    address = _check_address(settings) if decision.named else None
+    yield address or Check("settings", "ok", "The settings can be read.")
+    for check in (*_check_env_files(), *_check_unread(named=decision.named)):
         yield check
     yield _check_model(settings)
     for check in await asyncio.to_thread(lambda: list(_check_update())):
         yield check
-    decision = embedded_server(settings, embedded=True)
+    if address is not None:
+        return
     if not decision.used:
         yield Check("dev server", "ok", f"The embedded {NAME} is not used: {decision.why}.")
     try:
         with server(settings, embedded=True) as chosen:
             if chosen is not settings:
-                await prepare(chosen)  # as opening the store does with the embedded server
+                await prepared(chosen)  # as opening the store does with the embedded server
                 yield Check("dev server", "ok", f"{EMBEDDED} (development only), because {decision.why}.")
             usable = True
             async with aclosing(check_server(chosen)) as found:
@@ -86,6 +90,15 @@ async def diagnose() -> AsyncGenerator[Check, None]:
                 yield await _check_round_trip(open_store(chosen))
     except SessionStoreError as error:
         yield Check("server", "fail", "The server cannot be used.", str(error))
+
+
+def _check_address(settings: Settings) -> Check | None:
+    """None if the address that the settings name can be used."""
+    try:
+        _ = settings.where
+    except SettingMissing as error:
+        return Check("settings", "fail", "The address in the settings cannot be used.", str(error))
+    return None
 
 
 def _check_env_files() -> Iterator[Check]:
@@ -102,6 +115,27 @@ def _check_env_file(file: Path) -> Check:
         what = f"Every user of this machine can read {file}, with {' and '.join(sorted(held))} in it."
         return Check(".env", "warn", what, f"chmod 600 {shlex.quote(str(file))}")
     return Check(".env", "ok", f"{file} is private." if held else f"{file} holds no secrets.")
+
+
+def _check_unread(*, named: bool) -> Iterator[Check]:
+    """Variables that nothing here reads: misspelt, or of the backend that this project had before.
+
+    Args:
+        named: Whether the settings name a server. If not, an address in the environment is probably meant for one.
+    """
+    documents = [PROJECT / name for name in (".env.example", "docker-compose.yml")]
+    documented = " ".join(file.read_text(encoding="utf-8") for file in documents if file.is_file())
+    known = {name.upper() for name in Settings.model_fields} | {*re.findall(r"\w+", documented)}
+    files = [Path(name) for name in env_files() if Path(name).is_file()]
+    found = {name for file in files for name, value in dotenv_values(file).items() if value}
+    if not named:
+        addresses = {name: value for name, value in os.environ.items() if name.endswith("_URL") and "://" in value}
+        found |= {name for name, value in addresses.items() if not value.startswith("http")}
+    if unread := sorted(found - known):
+        ours = " or ".join(name.upper() for name in ADDRESSES)
+        what = f"{', '.join(unread)}: set, but not read. This project keeps sessions in {NAME}, at {ours}."
+        todo = "Correct the name, or remove it. Name in .env.example what is there for other programs."
+        yield Check("unread settings", "warn", what, todo)
 
 
 def _check_model(settings: Settings) -> Check:

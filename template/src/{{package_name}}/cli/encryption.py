@@ -27,9 +27,8 @@ def reencrypt(
     ] = False,
 ) -> None:
     """Encrypt all that is stored with the newest key. What is done already stays; the app may go on meanwhile."""
-    from ..app import server
+    from ..app import prepared, server
     from ..sessions import BackendStore
-    from ..sessions.backend import prepare
     from ..sessions.contract import admit_all
     from ..sessions.encryption.reencrypt import reencrypt
     from ..settings import load_settings
@@ -37,7 +36,7 @@ def reencrypt(
     async def run() -> Report:
         with server(loaded, embedded=True) as settings:
             if settings is not loaded:
-                await prepare(settings)
+                await prepared(settings)
             inner = BackendStore(settings)
             inner.guard(admit_all)  # `reencrypt` compares the keys itself
             try:

@@ -30,7 +30,7 @@ def list_(
     cursor: Annotated[str | None, typer.Option(help="Go on where the last listing ended.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List sessions, the last written first."""
+    """List sessions, the last written first. For scripts --json has names; without it a pipe gets columns with tabs."""
     from ..sessions.refs import SessionRef
 
     SessionRef(user or "", "any").check()
@@ -47,6 +47,7 @@ def list_(
         note("There are no sessions.")
     elif sys.stdout.isatty():
         _print_table(page.sessions)
+        note("For scripts: --json.")
     else:
         for info in page.sessions:
             answer("\t".join(map(clean, _columns(info))))
@@ -69,7 +70,7 @@ def show(
 
     async def read(store: SessionStore) -> list[str]:
         if await store.find_session(ref) is None:
-            raise unknown(session, user)
+            raise await unknown(store, ref)
         return await store.tail(ref, limit)
 
     rows = with_store(read)
@@ -92,8 +93,12 @@ def delete(
         ref = SessionRef(user or "", session).check()
         if not yes:
             confirm(f"Delete session {name(session, user)} for good?")
-        if not with_store(lambda store: store.delete_session(ref)):
-            raise unknown(session, user)
+
+        async def work(store: SessionStore) -> None:
+            if not await store.delete_session(ref):
+                raise await unknown(store, ref)
+
+        with_store(work)
         note("Deleted.")
         return
     if user is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import AnyUser, count, name, with_store
+from .common import AnyUser, count, name, unknown, with_store
 from .console import CommandError, complain, note, progress
 
 if TYPE_CHECKING:
@@ -25,13 +25,26 @@ def export_(
 ) -> None:
     """Write sessions to a file that `import` reads: JSON lines, every item exactly as stored."""
     from ..sessions.refs import SessionRef
+    from ..sessions.walk import NoSuchSession
     from ..transfer.files import writing
-    from ..transfer.sessions import export_sessions
+    from ..transfer.sessions import Exported, export_sessions
 
     SessionRef(user or "", "any").check()
+    encrypted = False
     with writing(file) as out, progress("Exporting", show=file != "-" or not sys.stdout.isatty()) as advance:
-        done = with_store(lambda store: export_sessions(store, out, user_id=user, session_id=session, report=advance))
+
+        async def work(store: SessionStore) -> Exported:
+            nonlocal encrypted
+            encrypted = store.encrypts
+            try:
+                return await export_sessions(store, out, user_id=user, session_id=session, report=advance)
+            except NoSuchSession as error:
+                raise await unknown(store, SessionRef(user or "", session or "")) from error
+
+        done = with_store(work)
     note(f"Exported {count(done.sessions, 'session')} with {count(done.items, 'item')}.")
+    if encrypted:
+        complain("What is stored is encrypted, and the export is plain text: guard it as you guard the keys.")
 
 
 def import_(

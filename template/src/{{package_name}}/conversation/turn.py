@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -18,6 +18,7 @@ from agents import (
     Runner,
     RunResultStreaming,
     RunState,
+    ToolErrorFormatterArgs,
 )
 
 from ..sessions import StoredSession
@@ -52,6 +53,8 @@ class ToolFinished:
     """A tool has answered."""
 
     output: str
+    error: Exception | None = field(default=None, repr=False)
+    """What the tool raised, if the SDK answered in its place. The model is not told."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ async def run_turn(
         TurnFailed: The model or the agent failed.
         SessionStoreError: The store failed.
     """
+    raised: dict[str, Exception] = {}
+
+    def keep_error(failed: ToolErrorFormatterArgs[Any]) -> None:
+        if failed.error is not None:
+            raised[failed.call_id] = failed.error
+
     result = Runner.run_streamed(
         agent,
         message,
@@ -117,6 +126,7 @@ async def run_turn(
         run_config=RunConfig(
             session_settings=history_settings(max_items),
             session_input_callback=history_window(session, max_items),
+            tool_error_formatter=keep_error,
         ),
     )
     speaking = agent.name
@@ -126,7 +136,7 @@ async def run_turn(
                 if event.new_agent.name != speaking:
                     speaking = event.new_agent.name
                     yield AgentChanged(speaking)
-            elif (seen := _event(event)) is not None:
+            elif (seen := _event(event, raised)) is not None:
                 yield seen
     except (AgentsException, openai.OpenAIError, json.JSONDecodeError) as error:
         forget_key(error)
@@ -150,7 +160,7 @@ async def _stop(result: RunResultStreaming) -> None:
         await asyncio.wait({result.run_loop_task})
 
 
-def _event(event: RawResponsesStreamEvent | RunItemStreamEvent) -> Event | None:
+def _event(event: RawResponsesStreamEvent | RunItemStreamEvent, raised: Mapping[str, Exception]) -> Event | None:
     if event.type == "raw_response_event":
         return TextDelta(event.data.delta) if event.data.type == "response.output_text.delta" else None
     match event.name, event.item.type:
@@ -158,5 +168,5 @@ def _event(event: RawResponsesStreamEvent | RunItemStreamEvent) -> Event | None:
             raw: Any = event.item.raw_item
             return ToolCalled(getattr(raw, "name", raw.type), getattr(raw, "arguments", ""))
         case "tool_output", "tool_call_output_item":
-            return ToolFinished(str(event.item.output))
+            return ToolFinished(str(event.item.output), raised.get(event.item.call_id or ""))
     return None

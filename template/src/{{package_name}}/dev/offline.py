@@ -93,10 +93,11 @@ def _output(
         # A tool is meant by the last word of its name: the time for current_time, the words for count_words.
         if isinstance(tool, FunctionTool) and re.search(rf"\b{tool.name.split('_')[-1]}\b", question, re.IGNORECASE):
             return _call(tool.name, _arguments(tool, question))
-    return _message(_answer(question, said[:-1]))
+    calls = [tool.name.split("_")[-1] for tool in tools if isinstance(tool, FunctionTool)]
+    return _message(_answer(question, said[:-1], calls))
 
 
-def _answer(question: str, earlier: Sequence[str]) -> str:
+def _answer(question: str, earlier: Sequence[str], calls: Sequence[str]) -> str:
     asked = question.lower()
     if told := _MY_NAME.search(question):
         return f"Nice to meet you, {told[1]}!"
@@ -106,7 +107,11 @@ def _answer(question: str, earlier: Sequence[str]) -> str:
     if "first" in asked and earlier:
         return f'The first thing you said was: "{earlier[0]}"'
     count = f"{len(earlier)} earlier message{'' if len(earlier) == 1 else 's'}"
-    return f"I am the offline model and know only a few sentences, but I remember {count}."
+    known = ["My name is Ada", "What is my name?", "What did I say first?"]
+    rules = [json.dumps(sentence) for sentence in known]
+    if calls:
+        rules.append(f"words that call a tool ({', '.join(calls)})")
+    return f"I am the offline model: I remember {count} and understand {', '.join(rules[:-1])} and {rules[-1]}."
 
 
 def _arguments(tool: FunctionTool, question: str) -> dict[str, Any]:

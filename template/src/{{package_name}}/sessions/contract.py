@@ -49,6 +49,9 @@ class RowStore(ABC):
     the server does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
     """
 
+    encrypts = False
+    """Whether what is stored can be read by this program alone; what comes out is plain text."""
+
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
         self._admit: Admit = refuse_encrypted

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from ..checks import Check
-from ..errors import SessionStoreError
+from ..errors import SessionStoreError, SettingMissing, WrongKey
 from ..store import SessionStore
-from .cipher import how_to_reencrypt
-from .store import EncryptedStore
+from .cipher import NoKey, how_to_reencrypt
+from .store import EncryptedStore, NotEncrypted
 
 
 async def checked(checks: AsyncGenerator[Check, None], inner: SessionStore) -> AsyncGenerator[Check, None]:
@@ -29,7 +29,7 @@ async def check_encryption(store: EncryptedStore) -> Check:
         await store.open()
         kept = await store.canary() or ""
     except SessionStoreError as error:
-        return Check("encryption", "fail", "The keys are not those of the stored sessions.", str(error))
+        return Check("encryption", "fail", _headline(error), str(error))
     finally:
         await store.close()
     cipher = store.keys.cipher
@@ -44,3 +44,16 @@ async def check_encryption(store: EncryptedStore) -> Check:
     if older:
         what = f"{what}; {', '.join(older)} can go, as soon as every process writes with it"
     return Check("encryption", "ok", f"{what}.")
+
+
+def _headline(error: SessionStoreError) -> str:
+    match error:
+        case NotEncrypted():
+            return "What is stored is not encrypted yet."
+        case NoKey():
+            return "No key is set."
+        case SettingMissing():
+            return "A key cannot be used."
+        case WrongKey():
+            return "The keys are not those of the stored sessions."
+    return "The keys cannot be compared with what is stored."

@@ -125,6 +125,10 @@ class Cipher:
             )
 
 
+class NoKey(SettingMissing):
+    """Nothing is there to encrypt with."""
+
+
 class EncryptionSettings(StoreSettings):
     """With which keys sessions are encrypted."""
 
@@ -139,13 +143,14 @@ class EncryptionSettings(StoreSettings):
         """What seals and opens.
 
         Raises:
-            SettingMissing: No keys are set, or one is none. Never names a key.
+            NoKey: No keys are set.
+            SettingMissing: One is none. Never names a key.
         """
         secret = self.session_encryption_keys
         words = [] if secret is None else secret.get_secret_value().split(",")
         keys = [word.strip() for word in words if word.strip()]
         if not keys:
-            raise SettingMissing(f"{KEYS} is not set. {_how_to_make_a_key()}.")
+            raise NoKey(f"{KEYS} is not set. {_how_to_make_a_key()}.")
         decoded = [_decoded(key) for key in keys]
         for number, key in enumerate(decoded, 1):
             if len(key) != KEY_BYTES:

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class NotEncrypted(SettingMissing):
+    """There are sessions from before encryption was turned on, and the settings do not say that they count."""
+
+
 class EncryptedStore(SessionStore):
     """Items, titles and metadata are sealed; ids, roles, counts and times are not.
 
@@ -39,6 +43,8 @@ class EncryptedStore(SessionStore):
         inner: Where everything goes. From now on it opens only if the keys are the right ones.
         settings: The keys; those of `inner` if they have any, else from the environment.
     """
+
+    encrypts = True
 
     def __init__(self, inner: SessionStore, settings: EncryptionSettings | None = None) -> None:
         super().__init__(inner.settings)
@@ -207,7 +213,7 @@ class EncryptedStore(SessionStore):
                 ref = SessionRef(info.user_id, info.session_id)
                 texts = await self.inner.tail(ref, 1) if info.title is None else [info.title]
                 if any(not text.startswith(SEALED) for text in texts):
-                    raise SettingMissing(
+                    raise NotEncrypted(
                         f"There are sessions that are not encrypted. {how_to_reencrypt()}; until that is "
                         "done, SESSION_ENCRYPTION_ALLOW_PLAINTEXT=true lets the app read them."
                     )

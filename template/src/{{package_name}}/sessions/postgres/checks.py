@@ -140,7 +140,7 @@ async def _check_schema(
         return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:
         return Check("schema", "fail", "The schema does not fit this program.", str(error))
-    fits = f"The schema fits this program: version {answer[0]}"
+    fits = f"The schema fits this program: schema {answer[0]}"
     try:
         return await check_migrations(settings, migrations, fits)
     except SessionStoreError:

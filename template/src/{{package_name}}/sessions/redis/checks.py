@@ -187,17 +187,17 @@ async def _check_persistence(connection: RedisConnection, infos: Mapping[str, In
     if not without:
         return Check(name, "ok", "Every write goes to disk (AOF).")
     lost = f"A restart of {' and of '.join(without)} loses"
-    todo = "Set `appendonly yes` and `appendfsync everysec`."
+    todo = "Set `appendonly yes` and `appendfsync everysec`: then it loses a second at most."
     try:
         saves = await connection.call_everywhere("CONFIG", "GET", "save")
     except SessionStoreError:
         # Hosted servers have no CONFIG, and users confined by an ACL may not send it. Snapshots leave a trace.
         if all(int(infos[server].get("rdb_saves", 0)) > 0 for server in without):
-            return Check(name, "ok", f"{lost} what came after the last snapshot. AOF would lose less.")
+            return Check(name, "warn", f"{lost} what came after the last snapshot.", todo)
         what = f"{lost} everything, unless snapshots are made: this user cannot see it, and there was none yet."
         return Check(name, "warn", what, f"Make sure of it. {todo}")
     if all(saves.get(server, ["save", ""])[1] for server in without):
-        return Check(name, "ok", f"{lost} what came after the last snapshot. AOF would lose less.")
+        return Check(name, "warn", f"{lost} what came after the last snapshot.", todo)
     return Check(name, "warn", f"{lost} all sessions: neither AOF nor snapshots are on.", todo)
 
 

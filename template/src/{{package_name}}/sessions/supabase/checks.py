@@ -105,7 +105,7 @@ async def _check_server_key(settings: SupabaseSettings, caller: Caller) -> Check
 
 
 async def _check_migrations(settings: SupabaseSettings, migrations: Sequence[Migration]) -> Check:
-    fits = f"The schema fits this program ({SCHEMA_VERSION})"
+    fits = f"The schema fits this program: schema {SCHEMA_VERSION}"
     if settings.supabase_db_url is None:
         return Check("schema", "ok", f"{fits}. (SUPABASE_DB_URL is not set; only applying migrations needs it.)")
     try:
