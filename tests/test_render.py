@@ -48,7 +48,6 @@ src/my_agent/cli/chat.py
 src/my_agent/cli/common.py
 src/my_agent/cli/console.py
 src/my_agent/cli/doctor.py
-src/my_agent/cli/drift.py
 src/my_agent/cli/main.py
 src/my_agent/cli/sessions.py
 src/my_agent/cli/transcript.py
@@ -64,7 +63,6 @@ src/my_agent/dev/engine.py
 src/my_agent/dev/keeper.py
 src/my_agent/dev/offline.py
 src/my_agent/dev/server.py
-src/my_agent/dev/tools.py
 src/my_agent/offline.py
 src/my_agent/py.typed
 src/my_agent/sessions/__init__.py
