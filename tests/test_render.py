@@ -72,7 +72,6 @@ src/my_agent/dev/engine.py
 src/my_agent/dev/keeper.py
 src/my_agent/dev/offline.py
 src/my_agent/dev/server.py
-src/my_agent/dev/tools.py
 src/my_agent/offline.py
 src/my_agent/py.typed
 src/my_agent/sessions/__init__.py

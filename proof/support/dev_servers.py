@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -81,9 +84,30 @@ def pid_of(home: Path, name: str) -> int:
     return int((home / f"{name}.lock").read_text())
 
 
+def keeper_of(home: Path, name: str) -> int:
+    return int((home / f"{name}.keeper").read_text())
+
+
 def servers_of(home: Path) -> list[str]:
     """The names of the processes that make up the server."""
-    return sorted({file.stem for file in home.glob("*.lock")} - {"start", "keeper"})
+    return sorted(file.stem for file in home.glob("*.keeper"))
+
+
+def kill(home: Path, name: str) -> None:
+    """`kill -9` a process; returns when the kernel and its keeper have cleaned up."""
+    os.kill(pid_of(home, name), signal.SIGKILL)
+    _wait_for(home / f"{name}.lock")
+
+
+def kill_keeper(home: Path, name: str) -> None:
+    """`kill -9` the keeper of a process; returns when the kernel has cleaned up."""
+    os.kill(keeper_of(home, name), signal.SIGKILL)
+    _wait_for(home / f"{name}.keeper")
+
+
+def _wait_for(path: Path) -> None:
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def ports_of(environment: Environment) -> set[int]:

@@ -1,46 +1,36 @@
-"""What the development server runs: an engine knows one kind of server and how to start it.
-
-An engine works on both sides. `find` runs in the process of the user who needs a server; everything else runs in the
-keeper, which has the standard library only. In `directory` each process of an engine has four files:
-
-    <name>.lock  inherited by the process: held while it or a child of it lives; names its id, for people and for us
-    <name>.port  the port of last time
-    <name>.log   what it says
-    <name>       its data
-"""
+"""What the development server runs: an engine knows one kind of server and how to start it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
-
-from .tools import START_SECONDS, STOP_SECONDS, DevServerError, free_port, listens, lock, write
+from typing import ClassVar
 
 if sys.platform != "win32":
     import fcntl
 
+START_SECONDS = 120.0  # new data on a slow and busy machine, or recovery after a crash
+STOP_SECONDS = 90.0  # more than the keeper takes, by force at the end
+
+KEEPER = Path(__file__).with_name("keeper.py")
+
 Command = Sequence[str | Path]
 
 
-class Process(NamedTuple):
-    """A server that runs."""
-
-    popen: subprocess.Popen[bytes]
-    port: int
-
-    @property
-    def lives(self) -> bool:
-        return self.popen.poll() is None
+class DevServerError(Exception):
+    """Why there is no server and what to do about it, as a sentence to the user."""
 
 
 class Engine(ABC):
@@ -49,7 +39,8 @@ class Engine(ABC):
     Args:
         directory: Where all of it is kept.
         durable: False risks the data for speed when the machine (not the process) crashes.
-        programs: What `find` returned.
+        starting: The lock on `start.lock`. A program that prepares the data has it too, and so holds up the next start
+            if it outlives us.
     """
 
     NAME: ClassVar[str]
@@ -59,147 +50,116 @@ class Engine(ABC):
     OTHER_VARIABLES: ClassVar[tuple[str, ...]] = ()
     """More settings that belong to such a server: where one is set, the embedded server is not what is meant."""
 
-    def __init__(self, directory: Path, durable: bool, *programs: str) -> None:
-        self.directory, self.durable, self.programs = directory, durable, programs
-        self.processes: dict[str, Process] = {}
-        self.locks: dict[str, int] = {}
-        # Ends a process together with the keeper, on Linux only; the setpriv of BusyBox cannot do it.
+    def __init__(self, directory: Path, durable: bool, starting: int) -> None:
+        self.directory, self.durable, self.starting = directory, durable, starting
+        self.programs = type(self).find(directory)
+        self.names: list[str] = []
+        self.started = self.moved = False
+        self.working_directory = Path("/")
+
+    @cached_property
+    def tether(self) -> list[str]:
+        """Ends a process together with its keeper, on Linux only; the setpriv of BusyBox cannot do it."""
         setpriv = [shutil.which("setpriv") or "", "--pdeathsig", "INT"]
         able = setpriv[0] and not subprocess.run([*setpriv, "true"], capture_output=True).returncode  # noqa: S603
-        self.tether = setpriv if able else []
+        return setpriv if able else []
 
     @classmethod
     @abstractmethod
     def find(cls, directory: Path) -> list[str]:
-        """The programs to run, before a server is started.
-
-        Raises:
-            DevServerError: They are not there; the message says how to get them.
-        """
+        """The programs to run, or DevServerError, which says how to get them."""
 
     @abstractmethod
     def start(self) -> dict[str, str]:
-        """Prepare the data and start all processes; returns, once they are ready, the variables that reach them.
-
-        Called again, it starts those that have ended since.
+        """Start what does not run yet; returns, once all is ready, the variables that reach it.
 
         Raises:
-            DevServerError, OSError: They do not start. What did is stopped by the keeper.
+            DevServerError, OSError: It does not start.
         """
 
-    def stop(self) -> None:
-        """Stop all processes, the last one first."""
-        while self.processes:
-            end(self.processes.popitem()[1].popen)
-
-    def claim(self, name: str) -> int:
-        """Wait for a process that outlived its keeper, then take the lock that ours will inherit."""
-        if name in self.locks:
-            return self.locks[name]
-        path = self.directory / f"{name}.lock"
-        try:
-            descriptor = lock(path, fcntl.LOCK_EX, 2)
-        except BlockingIOError:
-            # Not on its way out: untethered, it has not noticed. The lock proves that it lives, so the file names it
-            # and no recycled process id.
-            with suppress(ValueError, ProcessLookupError):
-                os.kill(int(path.read_text()), signal.SIGINT)
-            descriptor = lock(path, fcntl.LOCK_EX, STOP_SECONDS)
-        os.ftruncate(descriptor, 0)
-        self.locks[name] = descriptor
-        return descriptor
-
     def serve(
-        self,
-        name: str,
-        command: Callable[[int], Command],
-        ready: Callable[[Process], bool] = lambda process: listens(process.port),
-        *,
-        env: Mapping[str, str] | None = None,
-        options: Sequence[str] = (),
-        cwd: str | Path = "/",
-    ) -> Process:
-        """Start a server, on the port of last time if that is free; returns when it is ready.
+        self, name: str, command: Callable[[int], Command], ready: Callable[[int], bool], **environment: str
+    ) -> int:
+        """Start a process that serves, unless it runs; returns its port when it is ready.
 
         Args:
             name: Of its files in `directory`.
-            command: What to run, given the port. Secrets belong into files or `env`: everybody may read a command.
-            ready: Asked again and again while the process lives.
-            env: More variables for the process.
-            options: More options for setpriv.
-            cwd: The working directory.
+            command: What to run, given the port: that of last time if it is free. Secrets belong into files or
+                `environment`: everybody may read a command.
+            ready: Asked again and again, with the port, while the process lives.
+            environment: More variables for the process.
 
         Raises:
             DevServerError: It ends, or is not ready after `START_SECONDS`.
         """
-        if name in self.processes:
-            if self.processes[name].lives:
-                return self.processes[name]
-            del self.processes[name]
-            os.close(self.locks.pop(name))  # its children have it, too, while they live
-        self.claim(name)  # before we look for a port: the last process may still hold it
-        log = self.directory / f"{name}.log"
+        self.names.append(name)
+        last, log = self.directory / f"{name}.port", self.directory / f"{name}.log"
+        kept = is_locked(self.directory / f"{name}.keeper")
+        before = int(last.read_text()) if last.exists() else None
+        # What others depend on may have moved to another port: they must be told.
+        if kept and not self.moved and before is not None and ready(before):
+            return before
+        self.end(name)
+        self.started = True
         for _ in range(3):  # somebody may take the port between our look and the server's
-            port = free_port(self.directory / f"{name}.port")
-            line = command(port)
-            with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
-                process = Process(self.spawn(name, line, output.fileno(), env=env, options=options, cwd=cwd), port)
-            self.processes[name] = process
+            port = free_port(last)
+            keeper: Command = [sys.executable, "-I", "-S", KEEPER, self.directory, name]
+            subprocess.run(  # noqa: S603
+                [*keeper, *self.tether, *command(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=self.working_directory,
+                env={**os.environ, "LC_ALL": "C", **environment},  # we read what they say
+                start_new_session=True,  # Ctrl-C in our terminal is not for the server, which others may share
+                check=False,
+            )
             deadline = time.monotonic() + START_SECONDS
-            while process.lives and time.monotonic() < deadline:
-                if ready(process):
-                    write(self.directory / f"{name}.port", str(port))
-                    return process
+            while is_locked(self.directory / f"{name}.keeper") and time.monotonic() < deadline:
+                if ready(port):
+                    write(last, str(port))
+                    self.moved = port != before
+                    return port
                 time.sleep(0.002)
-            end(self.processes.pop(name).popen)
+            self.end(name)
             reason = log.read_text(errors="replace")
             if "address already in use" not in reason.lower():
                 break
         raise self.failed(name, reason)
 
-    def run(
-        self,
-        name: str,
-        command: Command,
-        *,
-        env: Mapping[str, str] | None = None,
-        options: Sequence[str] = (),
-    ) -> str:
-        """Run a program that ends by itself; returns what it says.
+    def pid(self, name: str) -> str:
+        """The id of a process that is alive if its lock is held."""
+        with suppress(FileNotFoundError):
+            return (self.directory / f"{name}.lock").read_text()
+        return ""
 
-        Raises:
-            DevServerError: It fails; with its reason.
-        """
-        process = self.spawn(name, command, subprocess.PIPE, env=env, options=options)
-        output = process.communicate()[0].decode(errors="replace")
-        if process.returncode:
-            raise self.failure(f"{command[0]} failed", output)
-        return output
+    def end(self, name: str) -> None:
+        """End a process that serves no more, or has outlived its keeper. While its lock is held, it is the one."""
+        told = ""
+        deadline = time.monotonic() + STOP_SECONDS
+        while is_locked(self.directory / f"{name}.lock"):
+            if (pid := self.pid(name)) not in ("", told):
+                told = pid
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGINT)
+            if time.monotonic() > deadline:
+                raise BlockingIOError
+            time.sleep(0.002)
 
-    def spawn(
-        self,
-        name: str,
-        command: Command,
-        output: int,
-        *,
-        env: Mapping[str, str] | None = None,
-        options: Sequence[str] = (),
-        cwd: str | Path = "/",
-    ) -> subprocess.Popen[bytes]:
-        """Start a process that does not outlive us."""
-        alive = self.claim(name)
-        # The tether ties it to the life of the thread that starts it, not of the process: we have only one.
-        process = subprocess.Popen(  # noqa: S603
-            [*self.tether, *options, *command],
+    def run(self, program: Path, *arguments: str, before: Command = (), **environment: str) -> None:
+        """Run a program that ends by itself. Raises DevServerError with its reason if it fails."""
+        done = subprocess.run(  # noqa: S603
+            [*before, program, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env={**os.environ, "LC_ALL": "C", **(env or {})},  # we read what they say
-            pass_fds=[alive],
+            cwd="/",
+            env={**os.environ, "LC_ALL": "C", **environment},
+            pass_fds=[self.starting],
+            check=False,
         )
-        os.pwrite(alive, f"{process.pid:<20}".encode(), 0)
-        return process
+        if done.returncode:
+            raise self.failure(f"{program} failed", done.stdout.decode(errors="replace"))
 
     def secret(self, name: str, size: int = 24) -> str:
         """A password of `size` random bytes that is made up once and kept in the file `name`."""
@@ -217,9 +177,60 @@ class Engine(ABC):
         return DevServerError(f"{what}: correct the reason below, or set {self.VARIABLE}.\n{reason}")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # politely, at once, by force
-        process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-            return
+def lock(path: Path, seconds: float, *, shared: bool = False) -> int:
+    """Lock a file; returns the descriptor that holds the lock until it is closed.
+
+    Raises:
+        BlockingIOError: Others have held it all these seconds.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise
+            time.sleep(0.002)
+
+
+def is_locked(path: Path, *, shared: bool = False) -> bool:
+    """Whether others keep us from locking the file."""
+    try:
+        os.close(lock(path, 0, shared=shared))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def listens(port: int) -> bool:
+    """Whether a server listens on this port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port(last: Path) -> int:
+    """The port of last time, which a database tool may remember, else one that is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+        try:
+            probe.bind(("127.0.0.1", int(last.read_text())))
+        except (OSError, ValueError, OverflowError):
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file for our eyes only; a reader finds all of it or none."""
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(text)
+    new.replace(path)
+
+
+def wheel(package: str) -> list[Path]:
+    """The folder of a package that is a wheel around programs: found, not imported."""
+    spec = importlib.util.find_spec(package)
+    return [Path(place) for place in (spec and spec.submodule_search_locations) or ()]

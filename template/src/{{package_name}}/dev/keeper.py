@@ -1,65 +1,52 @@
-"""The process that keeps the development server running while somebody uses it; `server.py` tells the story.
+"""Keeps one process of the development server running while somebody uses it; `server.py` tells the story.
 
-Its arguments: DIRECTORY durable|fast PROGRAM... It says "ready", or why it cannot. It stands apart from the project: of
-that it imports the engine, and otherwise the standard library only.
+Its arguments: DIRECTORY NAME COMMAND... It is run as a script, with the standard library only.
 """
 
-from __future__ import annotations
-
-import json
+import fcntl
 import os
 import signal
+import subprocess
 import sys
-from pathlib import Path
+from contextlib import suppress
 
-from .backend import Engine
-from .tools import STOP_SECONDS, DevServerError, explain, lock, write
-
-if sys.platform != "win32":
-    import fcntl
+STOP_SECONDS = 20.0  # a checkpoint; who takes longer is stopped the hard way, and the next start recovers
 
 
-def keep(directory: Path, durable: bool, programs: tuple[str, ...]) -> None:
-    """Start the server, report it, sleep until the last user has left, stop the server.
+def keep(directory: str, name: str, *command: str) -> None:
+    """Start the process, sleep until it ends, we are told to end, or the last user has left, and stop it."""
 
-    Raises:
-        DevServerError, OSError: The server does not start.
-    """
-    keeper = lock(directory / "keeper.lock", fcntl.LOCK_EX, STOP_SECONDS)
-    os.truncate(keeper, 0)
-    os.write(keeper, str(os.getpid()).encode())  # for people who look
-    users = os.open(directory / "lock", os.O_RDWR)
-    engine = Engine(directory, durable, *programs)
+    def private(file: str) -> int:
+        return os.open(os.path.join(directory, file), os.O_RDWR | os.O_CREAT, 0o600)
+
+    log, users, ours, alive = (private(file) for file in (f"{name}.log", "lock", f"{name}.keeper", f"{name}.lock"))
+    for file in (log, ours, alive):
+        os.truncate(file, 0)
+    fcntl.flock(ours, fcntl.LOCK_EX)
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    # The starter waits for us until here, and the locks stay ours: a fork has the same open files. So the process that
+    # goes on is nobody's child that could become a zombie.
+    if os.fork():
+        os._exit(0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.write(ours, str(os.getpid()).encode())
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[alive])  # noqa: S603
+    os.write(alive, str(process.pid).encode())
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit())
     try:
-        environment = engine.start()
-        ports = [process.port for process in engine.processes.values()]
-        write(directory / "running", json.dumps({"environment": environment, "ports": ports}))
-        # Besides the last user, two things end the wait: a process of the server ends, or we are told to end.
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, lambda *_: sys.exit())
-        if all(process.lives for process in engine.processes.values()):
-            report("ready")
+        if process.poll() is None:
             fcntl.flock(users, fcntl.LOCK_EX)  # held until we exit: a new user waits, then starts afresh
     finally:
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        engine.stop()
-        (directory / "running").unlink(missing_ok=True)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # politely, at once, by force
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+                break
 
 
-def report(message: str) -> None:
-    """Tell the starter, and let go of the output that it reads to its end."""
-    os.write(1, message.encode(errors="replace"))
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-def main(folder: str, durability: str, *programs: str) -> None:
-    if os.fork():  # The starter waits for us alone; so the keeper is nobody's child that could become a zombie.
-        os._exit(0)
-    directory = Path(folder)
-    try:
-        keep(directory, durability == "durable", programs)
-    except (DevServerError, OSError) as error:
-        report(explain(error, directory, Engine.VARIABLE))
+if __name__ == "__main__":
+    keep(*sys.argv[1:])

