@@ -8,7 +8,7 @@ import pytest
 
 from my_agent.sessions import BackendStore, SessionStore
 from my_agent.sessions import settings as session_settings
-from my_agent.sessions.layers import layered
+from my_agent.sessions.layers import wrap_store
 from my_agent.settings import Settings
 from proof.support.backend import BACKEND, KEYS, new_key
 
@@ -38,7 +38,7 @@ def wrapped(store: BackendStore, request: pytest.FixtureRequest) -> SessionStore
     """One that encrypts, where the project does, unless the test asks for the backend's own class."""
     asked = request.function.__annotations__.get(request.fixturename)
     raw = f".{BACKEND}." in request.module.__name__ if asked is None else asked == BackendStore.__name__
-    return store if raw or KEY is None else layered(store)
+    return store if raw or KEY is None else wrap_store(store)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 from agents import Agent, Model, RunContextWrapper, RunState, function_tool
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_model, opened_store
+from my_agent.app import open_app_store, open_model
 from my_agent.conversation.turn import ApprovalNeeded, Done, RunContext, ToolFinished, run_turn
 from my_agent.settings import load_settings
 
@@ -54,7 +54,7 @@ async def decided_state(agent: Agent[RunContext], decision: str) -> RunState[Run
 
 async def main(command: str) -> None:
     settings = load_settings()
-    async with opened_store(settings) as store, opened_model(settings) as model:
+    async with open_app_store(settings) as store, open_model(settings) as model:
         agent = build_agent(model)
         session = store.session("approval", user_id=USER)
         if command == "ask":

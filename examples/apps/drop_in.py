@@ -11,7 +11,7 @@ from agents import Agent, Runner
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
 from my_agent import app, sessions, settings
-from my_agent.app import opened_model
+from my_agent.app import open_model
 from my_agent.sessions import backend
 
 
@@ -33,7 +33,7 @@ async def main() -> None:
     with app.server(here) as config:
         if config is not here:
             await backend.prepare(config)
-        async with opened_model(config) as model, my_session(config) as session:
+        async with open_model(config) as model, my_session(config) as session:
             agent = Agent("Assistant", instructions="Reply very concisely.", model=model)
             await session.clear_session()
             for question in ("My name is Ada.", "What is my name?"):

@@ -8,7 +8,7 @@ import asyncio
 from agents import Agent, Model
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_model, opened_store
+from my_agent.app import open_app_store, open_model
 from my_agent.conversation.turn import AgentChanged, Done, RunContext, run_turn
 from my_agent.sessions import SessionStore, StoredSession
 from my_agent.settings import load_settings
@@ -46,7 +46,7 @@ async def turn(agents: dict[str, Agent[RunContext]], store: SessionStore, sessio
 
 async def main() -> None:
     settings = load_settings()
-    async with opened_store(settings) as store, opened_model(settings) as model:
+    async with open_app_store(settings) as store, open_model(settings) as model:
         session = store.session("handoffs", user_id="ada")
         await store.delete_session(session.ref)  # so that this program always begins anew
         for said in CONVERSATION:

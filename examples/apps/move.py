@@ -13,7 +13,7 @@ from pathlib import Path
 from agents import Agent, Runner, SQLiteSession
 
 import project  # AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_model, opened_store
+from my_agent.app import open_app_store, open_model
 from my_agent.conversation.turn import Done, run_turn
 from my_agent.sessions import SessionRef
 from my_agent.settings import load_settings
@@ -38,7 +38,7 @@ def move(file: Path, *options: str) -> None:
 
 async def main() -> None:
     settings = load_settings()
-    async with opened_store(settings) as store, opened_model(settings) as model:
+    async with open_app_store(settings) as store, open_model(settings) as model:
         for name in NAMES:
             await store.delete_session(SessionRef("old-app", f"chat of {name}"))  # so that this program begins anew
         agent = Agent("Assistant", instructions="Answer briefly.", model=model)

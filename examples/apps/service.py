@@ -9,7 +9,7 @@ import asyncio
 from agents import Agent, Model, Runner
 
 import project  # noqa: F401 - AGENT_PACKAGE=…, if your package is not called my_agent
-from my_agent.app import opened_model, opened_store
+from my_agent.app import open_app_store, open_model
 from my_agent.conversation.turn import Done, RunContext, run_turn
 from my_agent.sessions import SessionStore, WrongOwner
 from my_agent.settings import load_settings
@@ -48,7 +48,7 @@ async def visit(service: Service, token: str, introduction: str) -> str:
 
 async def main() -> None:
     settings = load_settings()
-    async with opened_store(settings) as store, opened_model(settings) as model:
+    async with open_app_store(settings) as store, open_model(settings) as model:
         service = Service(store, model)
         for user in TOKENS.values():
             await store.session("service", user_id=user).clear_session()  # so that this program always begins anew

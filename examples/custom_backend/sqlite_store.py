@@ -23,7 +23,7 @@ from my_agent.sessions.opening import ConnectedStore
 from my_agent.sessions.paging import decode_cursor, encode_cursor
 from my_agent.sessions.records import Batch, Content
 from my_agent.sessions.refs import Id, id_text
-from my_agent.sessions.retry import settled
+from my_agent.sessions.retry import run_to_completion
 from my_agent.sessions.settings import StoreSettings
 
 T = TypeVar("T")
@@ -247,7 +247,7 @@ class SqliteStore(ConnectedStore):
         if not self._admitted or self._loop is not asyncio.get_running_loop():
             await self.open()
         # A thread cannot be cancelled, so the caller who is waits until it is done.
-        return await settled(self._transaction(work, begin), self.settings.session_settle_seconds)
+        return await run_to_completion(self._transaction(work, begin), self.settings.session_settle_seconds)
 
     async def _transaction(self, work: Callable[[sqlite3.Connection], T], begin: str) -> T:
         """Do `work` in one transaction: all of it or nothing, and nobody else's in between."""

@@ -22,11 +22,11 @@ HINT = f"For development only: DEV_SERVER=1 uses an embedded {devserver.Engine.N
 
 OWN_MAIN = """
 import asyncio
-from my_agent.app import opened_store
+from my_agent.app import open_app_store
 from my_agent.settings import load_settings
 
 async def main():
-    async with opened_store(load_settings()) as store:
+    async with open_app_store(load_settings()) as store:
         await store.session("s").clear_session()
         await store.session("s").add_items([{"role": "user", "content": "Hi"}])
         print(len(await store.session("s").get_items()))

@@ -12,7 +12,7 @@ from agents.tracing.processors import default_exporter
 from agents.tracing.traces import NoOpTrace
 from pydantic import SecretStr
 
-from my_agent.app import opened_model
+from my_agent.app import open_model
 from my_agent.settings import Settings
 
 KEY = SecretStr("a-key-for-the-test")
@@ -32,7 +32,7 @@ def traced() -> bool:
 
 
 async def test_with_a_key_openai_answers_and_gets_the_traces() -> None:
-    async with opened_model(Settings(openai_api_key=KEY)) as model:
+    async with open_model(Settings(openai_api_key=KEY)) as model:
         assert isinstance(model, OpenAIResponsesModel)
         assert model.model == get_default_model()
         assert model._get_client().api_key == KEY.get_secret_value()
@@ -41,8 +41,8 @@ async def test_with_a_key_openai_answers_and_gets_the_traces() -> None:
 
 
 async def test_another_server_answers_and_openai_gets_no_traces() -> None:
-    settings = Settings(openai_api_key=KEY, openai_base_url="http://127.0.0.1:1/v1", openai_model="its-model")
-    async with opened_model(settings) as model:
+    settings = Settings(openai_api_key=KEY, openai_base_url="http://127.0.0.1:1/v1", open_openai_model="its-model")
+    async with open_model(settings) as model:
         assert isinstance(model, OpenAIResponsesModel)
         assert model.model == "its-model"
         assert str(model._get_client().base_url) == "http://127.0.0.1:1/v1/"
@@ -50,21 +50,21 @@ async def test_another_server_answers_and_openai_gets_no_traces() -> None:
 
 
 async def test_the_offline_model_leaves_no_traces() -> None:
-    async with opened_model(Settings()):
+    async with open_model(Settings()):
         assert not traced()
 
 
 async def test_an_empty_base_url_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `OPENAI_BASE_URL=` in an env file gives it to a container."""
     monkeypatch.setenv("OPENAI_BASE_URL", "")
-    async with opened_model(Settings(openai_api_key=KEY)) as model:
+    async with open_model(Settings(openai_api_key=KEY)) as model:
         assert isinstance(model, OpenAIResponsesModel)
         assert str(model._get_client().base_url) == "https://api.openai.com/v1/"
         assert traced()
 
 
 async def test_the_connections_are_closed_at_the_end() -> None:
-    async with opened_model(Settings(openai_api_key=KEY)) as model:
+    async with open_model(Settings(openai_api_key=KEY)) as model:
         assert isinstance(model, OpenAIResponsesModel)
         assert not model._get_client().is_closed()
     assert model._get_client().is_closed()

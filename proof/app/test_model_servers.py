@@ -10,7 +10,7 @@ import pytest
 from agents import set_tracing_disabled
 
 from my_agent.agent import build_agent
-from my_agent.app import opened_model
+from my_agent.app import open_model
 from my_agent.conversation.turn import Done, TurnFailed, run_turn
 from my_agent.sessions import SessionStore
 from my_agent.settings import load_settings
@@ -128,7 +128,7 @@ async def test_a_conversation_over_chat_completions_is_remembered(
     async with ModelServer(chats).running() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         settings, session = load_settings(), store.session("s")
-        async with opened_model(settings) as model:
+        async with open_model(settings) as model:
             for expected in ("I got 2 messages", "I got 4 messages"):
                 events = [event async for event in run_turn(build_agent(model), session, "Hi", max_items=50)]
                 assert events[-1] == Done(expected)
@@ -154,7 +154,7 @@ async def test_the_key_is_nowhere_in_an_error(
     async with ModelServer(lambda path, body: refusal(status or 200, ECHO)).running() as server:
         url = server.url if status else "http://127.0.0.1:1/v1"
         monkeypatch.setenv("OPENAI_BASE_URL", url)
-        async with opened_model(load_settings()) as model:
+        async with open_model(load_settings()) as model:
             model._client.max_retries = 0  # type: ignore[attr-defined]
             turn = run_turn(build_agent(model), store.session("s"), "Hi", max_items=50)
             with pytest.raises(TurnFailed) as caught:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from my_agent.app import opened_model
+from my_agent.app import open_model
 from my_agent.conversation.turn import Done, TextDelta, ToolCalled, TurnFailed, run_turn
 from my_agent.dev.offline import OfflineModel
 from my_agent.sessions import SessionStore
@@ -113,7 +113,7 @@ def server(running: Server) -> Server:
 
 
 def settings_for(server: Server, key: str = KEY) -> Settings:
-    return Settings(openai_api_key=SecretStr(key), openai_base_url=f"{server.url}/v1", openai_model="gpt-test")
+    return Settings(openai_api_key=SecretStr(key), openai_base_url=f"{server.url}/v1", open_openai_model="gpt-test")
 
 
 def said(request: dict[str, Any]) -> list[str]:
@@ -134,7 +134,7 @@ def roles(request: dict[str, Any]) -> list[str]:
 
 async def ask(store: SessionStore, settings: Settings, message: str) -> list[Any]:
     session = store.session("s", user_id="ada")
-    async with opened_model(settings) as model:
+    async with open_model(settings) as model:
         return [event async for event in run_turn(build_agent(model), session, message, max_items=50)]
 
 
@@ -203,6 +203,6 @@ async def test_without_a_key_the_offline_model_answers_and_says_so(
     key: SecretStr | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        async with opened_model(Settings(openai_api_key=key)) as model:
+        async with open_model(Settings(openai_api_key=key)) as model:
             assert isinstance(model, OfflineModel)
     assert "OPENAI_API_KEY is not set: the offline model answers" in caplog.text

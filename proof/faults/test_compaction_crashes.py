@@ -18,7 +18,7 @@ from my_agent.sessions import (
     StoredSession,
     StoreUnavailable,
 )
-from my_agent.sessions.layers import layered
+from my_agent.sessions.layers import wrap_store
 from proof.contract.test_sdk_compaction import snapshot
 from proof.faults.test_compaction_faults import FORCED, batch, compacting, summary, unfolded
 from proof.faults.test_fork import in_child
@@ -72,12 +72,12 @@ def test_a_process_that_dies_compacting_leaves_the_old_history_or_the_new(
     settings: BackendSettings, compact: Compact, when: When
 ) -> None:
     async def killed() -> None:
-        async with layered(BackendStore(settings)) as store:
+        async with wrap_store(BackendStore(settings)) as store:
             await store.session("s").add_items(OLD)
             await compact(FaultyStore(store, 1, when, die))
 
     async def check() -> None:
-        async with layered(BackendStore(settings)) as store:
+        async with wrap_store(BackendStore(settings)) as store:
             await assert_old_or_new(store.session("s"), when)
 
     assert in_child(lambda: asyncio.run(killed())) == ""
@@ -99,13 +99,13 @@ def forked(work: Callable[[], Coroutine[Any, Any, None]]) -> int:
 @forked_with_threads
 def test_processes_are_killed_while_they_compact(settings: BackendSettings) -> None:
     async def compact() -> None:
-        async with layered(BackendStore(settings)) as store:
+        async with wrap_store(BackendStore(settings)) as store:
             while True:
                 await from_snapshot(store)
 
     async def kill(children: list[int]) -> None:
         said, summaries = list[str](), set[str]()
-        async with layered(BackendStore(settings)) as store, asyncio.timeout(60):
+        async with wrap_store(BackendStore(settings)) as store, asyncio.timeout(60):
             session = store.session("s")
             for number, child in enumerate(children, 1):
                 said += unfolded(batch(number))

@@ -13,7 +13,7 @@ from agents import Agent, RunConfig, Runner
 
 from my_agent.dev.offline import OfflineModel
 from my_agent.sessions import BackendSettings, SessionStore, StoreUnavailable, open_store
-from my_agent.sessions.retry import retried
+from my_agent.sessions.retry import with_retries
 from proof.support.helpers import texts, user
 from proof.support.operations import (
     KEY,
@@ -46,13 +46,13 @@ async def test_connections_cut_between_two_turns_disturb_no_operation(
     pops = operation.name == "pop_item"
     possible = [operation.outcome(before)]
     try:
-        await retried(lambda: operation.begin(store, before), 10, repeatable=not pops)
+        await with_retries(lambda: operation.begin(store, before), 10, repeatable=not pops)
     except StoreUnavailable as lost:
         if not (pops and lost.maybe_applied):
             raise
         possible.append(before)  # nobody knows whether it was done, so it is not repeated
     assert await kill_connections() >= 1
-    assert await retried(lambda: state_of(store), 10) in possible
+    assert await with_retries(lambda: state_of(store), 10) in possible
 
 
 # ── Few ─────────────────────────────────────────────────────────────────────

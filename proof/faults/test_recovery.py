@@ -28,7 +28,7 @@ from my_agent.sessions import (
     StoredSession,
     StoreUnavailable,
 )
-from my_agent.sessions.layers import layered
+from my_agent.sessions.layers import wrap_store
 from proof.faults.test_fork import in_child
 from proof.support.faulty_store import FaultyStore, When, die
 from proof.support.helpers import text, user
@@ -245,11 +245,11 @@ async def test_a_resumption_that_died_is_begun_anew_from_the_state_before_it(
 @pytest.mark.parametrize("number", range(1, END + 1))
 def test_a_session_goes_on_after_its_process_was_killed(settings: BackendSettings, number: int) -> None:
     async def killed() -> None:
-        async with layered(BackendStore(settings)) as store:
+        async with wrap_store(BackendStore(settings)) as store:
             await Crew(streamed=True).fulfil(FaultyStore(store, number, "after", die))
 
     async def go_on() -> str:
-        async with layered(BackendStore(settings)) as store:
+        async with wrap_store(BackendStore(settings)) as store:
             await assert_goes_on(Crew(streamed=True), store.session("s"), stored(number))
         return "went on"
 

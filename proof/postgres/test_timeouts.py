@@ -15,7 +15,7 @@ import pytest
 from my_agent.sessions import PostgresSettings, PostgresStore, SessionRef, StoredSession, StoreUnavailable
 from my_agent.sessions.errors import COMMAND
 from my_agent.sessions.postgres.connection import connect, pool_options
-from my_agent.sessions.retry import retried
+from my_agent.sessions.retry import with_retries
 from proof.postgres.fixtures import POOLER, settings_for
 from proof.postgres.test_pooler import pooler_url  # noqa: F401 - a fixture
 from proof.postgres.wire import wire_to
@@ -116,7 +116,7 @@ async def test_appends_that_wait_for_another_writer_end_with_their_calls(
         await observer.hold(LOCK_ROW)
         async with sampled(observer) as connections:
             batches = [few.session("s")._batch([user(f"{n}")]) for n in range(12)]
-            calls = [asyncio.create_task(retried(partial(few.append, KEY, batch), 1.0)) for batch in batches]
+            calls = [asyncio.create_task(with_retries(partial(few.append, KEY, batch), 1.0)) for batch in batches]
             if ending == "cancel":
                 await asyncio.sleep(0.2)
                 for call in calls:

@@ -9,7 +9,7 @@ import pytest
 
 from my_agent.sessions import BackendSettings, BackendStore, SessionRef, SessionStore
 from my_agent.sessions.records import Batch, Content, Row
-from my_agent.sessions.retry import retried
+from my_agent.sessions.retry import with_retries
 
 KEY = SessionRef("", "s")
 LENGTH, PORTION = 6000, 200
@@ -51,7 +51,7 @@ async def test_rewriting_a_whole_session_reads_each_row_a_few_times(
     await ask(owner_url, f"INSERT INTO agent_sessions (session_id, content) {rows}", LENGTH)
     await kill_connections()  # a connection reports what it counted when it ends, at the latest
     before = await ask(owner_url, READ)
-    wanted = await retried(lambda: inner.tail(KEY, None), 10)
+    wanted = await with_retries(lambda: inner.tail(KEY, None), 10)
     for first in range(0, LENGTH, PORTION * every):
         old = wanted[first : first + PORTION]
         new = [text.replace("old", "new") for text in old]

@@ -26,7 +26,7 @@ import pytest
 from my_agent.dev import server as devserver
 from my_agent.dev.supabase import sign
 from my_agent.sessions import SupabaseSettings, SupabaseStore, backend
-from my_agent.sessions.retry import retried
+from my_agent.sessions.retry import with_retries
 from my_agent.settings import Settings
 from proof.sql.dump import dump_of
 from proof.support.helpers import missing
@@ -94,7 +94,7 @@ def server_environment(project: Environment) -> dict[str, str]:
 async def store(settings: SupabaseSettings) -> AsyncIterator[SupabaseStore]:
     """An open store on empty tables."""
     store = SupabaseStore(settings)
-    await retried(store.ping, 10)  # the test before may have cut the API's connections
+    await with_retries(store.ping, 10)  # the test before may have cut the API's connections
     yield store
     await store.close()
 

@@ -27,7 +27,7 @@ from my_agent.sessions import (
 )
 from my_agent.sessions.errors import ItemTooLarge
 from my_agent.sessions.records import Batch, Row
-from my_agent.sessions.retry import retried
+from my_agent.sessions.retry import with_retries
 from my_agent.sessions.supabase.client import Caller
 from proof.supabase.fixtures import Environment, ask, sessions_locked, settings_for, token
 from proof.support.helpers import user
@@ -461,10 +461,10 @@ async def test_calls_that_waited_in_vain_leave_a_clean_pool() -> None:
     async with frontage.running() as settings:
         hasty = settings.model_copy(update={"supabase_pool_max": 4, "supabase_timeout_seconds": 0.02})
         store = SupabaseStore(hasty)
-        await retried(store.ping, 5)
+        await with_retries(store.ping, 5)
         frontage.seconds = 0.018  # an answer comes just when others give up waiting for their turn
         for _ in range(60):
             await asyncio.gather(*(store.tail(KEY, None) for _ in range(40)), return_exceptions=True)
         frontage.seconds = 0.0
-        await retried(store.ping, 5)
+        await with_retries(store.ping, 5)
         await store.close()

@@ -22,7 +22,7 @@ from my_agent.sessions import (
     SupabaseStore,
     WrongOwner,
 )
-from my_agent.sessions.layers import layered
+from my_agent.sessions.layers import wrap_store
 from my_agent.sessions.supabase import token as token_module
 from proof.supabase.fixtures import Environment, settings_for, token
 from proof.support.helpers import texts, user
@@ -178,7 +178,7 @@ async def test_whose_session_it_is_must_be_known(project: Environment, settings:
         SupabaseSession("s", settings=settings, access_token=client.fresh)
     session = SupabaseSession("s", settings=settings, access_token=client.plain)
     assert session.user_id == ADA
-    store = layered(SupabaseStore(settings, client.fresh, user_id=ADA))
+    store = wrap_store(SupabaseStore(settings, client.fresh, user_id=ADA))
     with pytest.raises(WrongOwner):
         store.session("s", user_id=BOB)
     async with store:

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from my_agent.sessions import SessionRef, StoreRefused, SupabaseStore
-from my_agent.sessions.retry import retried
+from my_agent.sessions.retry import with_retries
 from proof.supabase.fixtures import Environment, ask, settings_for, token
 from proof.support.helpers import missing, texts, user
 
@@ -67,7 +67,7 @@ async def work_of(call: Call, project: Environment, table: str, kill_connections
     await kill_connections()
     before = await counters(project, table)
     for _ in range(CALLS):
-        await retried(call, 10)
+        await with_retries(call, 10)
     await kill_connections()
     rows, pages, scans = (new - old for new, old in zip(await counters(project, table), before, strict=True))
     return Work(rows / CALLS, pages / CALLS, scans)
@@ -139,7 +139,7 @@ async def test_listing_takes_the_work_of_a_page_however_many_sessions_there_are(
         return [info.session_id for info in found.sessions]
 
     work = await work_of(page, project, "agent_session_info", kill_connections)
-    assert await retried(page, 10) == [str(500 * pages_before + n) for n in range(1, 21)]
+    assert await with_retries(page, 10) == [str(500 * pages_before + n) for n in range(1, 21)]
     assert work.scans == 0
     assert work.rows < 25  # one more than asked for, and what the planner looks up
 

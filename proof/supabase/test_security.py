@@ -29,7 +29,7 @@ from my_agent.sessions import (
     WrongOwner,
 )
 from my_agent.sessions.contract import admit_all
-from my_agent.sessions.layers import layered
+from my_agent.sessions.layers import wrap_store
 from my_agent.sessions.records import Batch, Content, Row
 from proof.supabase.fixtures import Environment, ask, settings_for, token
 from proof.support.helpers import texts, user
@@ -286,7 +286,7 @@ async def test_a_signed_in_user_can_do_everything_with_their_own(project: Enviro
         assert popped is not None
         assert texts(await session.get_items()) == ["a", "b"]
         await session.close()
-    store = layered(SupabaseStore(settings, access_token=token(project, ALICE)))
+    store = wrap_store(SupabaseStore(settings, access_token=token(project, ALICE)))
     ref = SessionRef(ALICE, "s0")
     assert await store.replace_tail(ref, None, Batch.of([Row("{}")]))
     assert await store.update_session(ref, title="t", metadata={"m": 1})

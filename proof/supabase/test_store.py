@@ -24,7 +24,7 @@ from my_agent.sessions import (
     SupabaseStore,
     WrongOwner,
 )
-from my_agent.sessions.layers import layered
+from my_agent.sessions.layers import wrap_store
 from my_agent.sessions.records import Row
 from proof.supabase.fixtures import Environment, ask, sessions_locked, settings_for, token
 from proof.support.helpers import text, texts, user
@@ -332,7 +332,7 @@ async def test_a_signed_in_user_has_sessions_of_their_own(project: Environment) 
         assert [info.user_id for info in (await ada.store.list_sessions()).sessions] == [ADA]
         assert (await bob.store.list_sessions()).sessions == []
         assert texts(await ada.get_items()) == ["of ada"]
-    async with layered(SupabaseStore(settings_for(project))) as server:
+    async with wrap_store(SupabaseStore(settings_for(project))) as server:
         assert texts(await server.session("s", user_id=ADA).get_items()) == ["of ada"]
 
 

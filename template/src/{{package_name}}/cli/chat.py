@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agents import Agent, RunState
 
 from ..agent import build_agent
-from ..app import opened_model, opened_store, shows_tool_errors
+from ..app import open_app_store, open_model, shows_tool_errors
 from ..conversation.turn import (
     AgentChanged,
     ApprovalNeeded,
@@ -146,7 +146,7 @@ class _Conversation:
 @asynccontextmanager
 async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
     settings = load_settings()
-    async with opened_store(settings, embedded=True) as store, opened_model(settings) as model:
+    async with open_app_store(settings, embedded=True) as store, open_model(settings) as model:
         session = store.session(session_id, user_id=user_id)
         info = await store.find_session(session.ref)
         agent = build_agent(model)

@@ -28,11 +28,11 @@ OneUser = Annotated[str, typer.Option("--user", "-u", help="Whose session.")]
 
 def with_store(work: Callable[[SessionStore], Awaitable[T]]) -> T:
     """The outcome of `work` on the store of the settings."""
-    from ..app import opened_store
+    from ..app import open_app_store
     from ..settings import load_settings
 
     async def run() -> T:
-        async with opened_store(load_settings(), embedded=True) as store:
+        async with open_app_store(load_settings(), embedded=True) as store:
             return await work(store)
 
     return asyncio.run(run())

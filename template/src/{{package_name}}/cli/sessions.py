@@ -122,10 +122,10 @@ def prune(
     with progress("Pruning") as advance:
 
         async def work(store: SessionStore) -> int:
-            from ..sessions.retry import retried
+            from ..sessions.retry import with_retries
 
             total = 0
-            while gone := await retried(partial(store.prune, before), store.settings.session_retry_seconds):
+            while gone := await with_retries(partial(store.prune, before), store.settings.session_retry_seconds):
                 total += gone
                 advance(gone)
             return total

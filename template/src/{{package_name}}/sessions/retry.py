@@ -25,7 +25,7 @@ SHORTEST_ATTEMPT = 0.05
 """Seconds that must be left for one more attempt."""
 
 
-async def retried(
+async def with_retries(
     operation: Callable[[], Awaitable[T]], seconds: float, *, repeatable: bool = True, settle: float | None = None
 ) -> T:
     """Call `operation`, and again while it raises `StoreUnavailable`, for `seconds` after the first failure at most.
@@ -87,7 +87,7 @@ async def _send_once_more(operation: Callable[[], Awaitable[Any]], settle: float
         await finish(asyncio.ensure_future(operation()), settle - spent)
 
 
-async def settled(change: Awaitable[T], seconds: float) -> T:
+async def run_to_completion(change: Awaitable[T], seconds: float) -> T:
     """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on.
 
     Args:
@@ -140,7 +140,7 @@ def settles(
 
     @wraps(change)
     async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await settled(change(self, *args, **kwargs), self.settings.session_settle_seconds)
+        return await run_to_completion(change(self, *args, **kwargs), self.settings.session_settle_seconds)
 
     return call
 

@@ -19,7 +19,7 @@ from .damage import report_damage
 from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
 from .records import Batch, Row
 from .refs import SessionRef, id_text
-from .retry import retried
+from .retry import with_retries
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -244,11 +244,11 @@ class StoredSession:
     async def _changed(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled."""
         settings = self.store.settings
-        return await retried(operation, settings.session_retry_seconds, settle=settings.session_settle_seconds)
+        return await with_retries(operation, settings.session_retry_seconds, settle=settings.session_settle_seconds)
 
     async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""
-        return await retried(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
+        return await with_retries(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
 
 
 def _as_text(owner: object) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet, WeakValueDictionary, finalize
 
 from .errors import SessionStoreError
-from .layers import layer_settings, layered
+from .layers import layer_settings, wrap_store
 from .opening import INHERITED
 from .refs import SessionRef
 from .session import StoredSession
@@ -111,7 +111,7 @@ class SharedStoreSession(StoredSession):
         place = (loop, self._address)
         share = _shares.get(place)
         if share is None:
-            share = _shares[place] = _Share(layered(self._make_shared(), self._layer_settings))
+            share = _shares[place] = _Share(wrap_store(self._make_shared(), self._layer_settings))
         share.users.add(self)
         self._shares[loop] = share
         return share

@@ -10,7 +10,7 @@ from .contract import RowStore
 from .errors import SessionStoreError
 from .records import SessionInfo
 from .refs import SessionRef
-from .retry import retried
+from .retry import with_retries
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,4 +69,4 @@ async def _listing(store: RowStore, user_id: str | None) -> AsyncGenerator[Sessi
 
 async def again(store: RowStore, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a method of the store, and again while the store is away, for `SESSION_RETRY_SECONDS` at most."""
-    return await retried(lambda: method(*args, **kwargs), store.settings.session_retry_seconds)
+    return await with_retries(lambda: method(*args, **kwargs), store.settings.session_retry_seconds)
