@@ -129,7 +129,7 @@ class SqliteStore(ConnectedStore):
             conditions.append("(updated_at, user_id, session_id) < (?, ?, ?)")
             values += [_microseconds(before), *names]
         order = "ORDER BY updated_at DESC, user_id DESC, session_id DESC LIMIT ?"
-        # One more than asked for tells whether there is a next page.
+        # One more than asked for shows whether there is a next page.
         rows = await self._read(f"{_SELECT} WHERE {' AND '.join(conditions)} {order}", *values, limit + 1)
         sessions = [_info(row) for row in rows[:limit]]
         return SessionPage(sessions, encode_cursor(sessions[-1]) if len(rows) > limit else None)

@@ -213,7 +213,7 @@ async def test_all_sessions_of_a_user_are_deleted(store: SessionStore) -> None:
 async def test_nothing_is_lost_without_a_yes(store: SessionStore, command: list[str]) -> None:
     await store.session("s").add_items([user("Hi")])
     done = await invoke("sessions", *command)
-    assert (done.code, done.err) == (1, "Error: Nobody is here to confirm this. Add --yes.\n")
+    assert (done.code, done.err) == (1, "Error: Not a terminal, so nobody can confirm this. Add --yes.\n")
     assert await names(store) == ["s"]
 
 
@@ -305,7 +305,7 @@ async def test_a_reader_that_leaves_early_is_no_crash(store: SessionStore, comma
         done = await run(*command.split(), stdout=write)
     finally:
         os.close(write)
-    assert (done.code, done.err) == (1, "Error: Whoever read the output is gone; stopped.\n")
+    assert (done.code, done.err) == (1, "Error: The reader of the output is gone; stopped.\n")
 
 
 async def test_a_terminal_that_lacks_characters_gets_them_spelt_out(

@@ -51,7 +51,7 @@ async def test_a_readable_env_file_is_a_warning(tmp_path: Path, mode: int, state
     (tmp_path / ".env").chmod(mode)
     assert (await diagnosis())[".env"]["state"] == state
     (tmp_path / ".env").write_text("# OPENAI_API_KEY=planted\nHISTORY_MAX_ITEMS=9\nOPENAI_API_KEY=\n")
-    assert (await diagnosis())[".env"]["says"] == ".env holds no secrets."
+    assert (await diagnosis())[".env"]["says"] == ".env contains no secrets."
 
 
 async def test_variables_that_nothing_reads_are_named(tmp_path: Path) -> None:

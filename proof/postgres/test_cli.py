@@ -34,8 +34,8 @@ def wrong_urls(server_url: str) -> dict[str, str]:
         "postgresql://u:planted@nowhere.invalid/db": "Cannot reach PostgreSQL at nowhere.invalid:5432/db",
         f"postgresql://nobody_here:planted@{host}/postgres": "refused the login. Check user and password",
         with_password(database_of(server_url, "missing")): "missing: this database does not exist. Create it",
-        "mysql://u:planted@h/db": "DATABASE_URL is no PostgreSQL URL",
-        "planted": "DATABASE_URL is no PostgreSQL URL",
+        "mysql://u:planted@h/db": "DATABASE_URL is not a PostgreSQL URL",
+        "planted": "DATABASE_URL is not a PostgreSQL URL",
         "postgresql://u:planted@h:port/db": "DATABASE_URL cannot be used",
         "postgresql://ada@contoso.com:planted@h/db": "must be written as %2F %3F %23 %40",
     }

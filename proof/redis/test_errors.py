@@ -72,7 +72,7 @@ async def test_what_is_no_redis_is_told() -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
         error = await failure(f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
     assert isinstance(error, SettingMissing)
-    assert "is no Redis server" in str(error)
+    assert "is not a Redis server" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ async def test_unreadable_rows_are_named_and_all_others_come(
     assert done.code == 1
     assert sorted(done.err.splitlines()) == [
         "Done: 1 imported (2 items).",
-        "Error: 3 of what is there, named above, cannot be imported. It stays where it is.",
+        "Error: Skipped 3 rows or sessions (listed above); the source is unchanged.",
         'Left out: row 1 of session "s" (not JSON).',
         'Left out: row 3 of session "s" (not UTF-8).',
         'Left out: session "\ufffd" (its id is not UTF-8).',

@@ -54,7 +54,7 @@ def test_an_npm_that_hangs_is_given_up(nothing_installed: Path, monkeypatch: pyt
 
 def test_a_program_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POSTGREST_BIN", str(tmp_path))
-    with pytest.raises(devserver.DevServerError, match=r"POSTGREST_BIN is .*, which is no program"):
+    with pytest.raises(devserver.DevServerError, match=r"POSTGREST_BIN is .*, which is not a program"):
         devserver_supabase._find_postgrest()
 
 

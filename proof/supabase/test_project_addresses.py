@@ -79,6 +79,6 @@ def test_no_part_of_a_login_gets_out_of_any_address(url: str) -> None:
 
 @pytest.mark.parametrize("url", [f"https://u:1/{MARK}@h.example/", f"https://{MARK}@h.example", f"http://u:{MARK}@h"])
 def test_a_login_in_the_address_of_a_project_is_refused(url: str) -> None:
-    with pytest.raises(SettingMissing, match="SUPABASE_URL is no address of a project") as caught:
+    with pytest.raises(SettingMissing, match="SUPABASE_URL is not the address of a project") as caught:
         _ = SupabaseSettings(supabase_url=url).url
     assert MARK not in str(caught.value)

@@ -116,7 +116,7 @@ async def test_unreadable_rows_are_named_and_counted_and_all_others_come(store: 
         'Left out: row 6 of session "s" (not JSON).',
         'Left out: row 7 of session "all of it" (not JSON).',
         "Done: 1 imported (2 items).",
-        "Error: 5 of what is there, named above, cannot be imported. It stays where it is.",
+        "Error: Skipped 5 rows or sessions (listed above); the source is unchanged.",
     ]
     assert texts(await store.session("s").get_items()) == ["2", "4"]
     assert "Done: 1 already there (2 items)." in (await import_old()).err
@@ -188,8 +188,8 @@ def no_database() -> None:
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("missing.db", "--from: there is no file missing.db."),
-        ("sqlite://", "--from: there is no file ."),
+        ("missing.db", "--from: file not found: missing.db."),
+        ("sqlite://", "--from: file not found: ."),
         ("text.db", "--from: text.db cannot be read: file is not a database."),
         ("empty.db", "--from: empty.db has no table agent_messages of the SDK."),
         ("branches.db", "--from: branches.db holds branches (AdvancedSQLiteSession)"),

@@ -44,7 +44,7 @@ async def unknown(store: SessionStore, ref: SessionRef) -> CommandError:
     owners = sorted({info.user_id for info in page.sessions if info.session_id == ref.session_id} - {ref.user_id})
     if not owners:
         missing = name(ref.session_id, ref.user_id)
-        return CommandError(f"There is no session {missing}. `sessions list` shows those that are there.")
+        return CommandError(f"There is no session {missing}. `sessions list` shows all.")
     missing = f"{quoted(ref.session_id)} of user {quoted(ref.user_id)}"
     *others, last = map(quoted, owners[:NAMED])
     if len(owners) > NAMED:

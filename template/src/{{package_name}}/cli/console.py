@@ -59,7 +59,7 @@ def text_of_stdin() -> str:
     """All of stdin, without its last line break.
 
     Raises:
-        CommandError: It is no text.
+        CommandError: It is not text.
     """
     try:
         return sys.stdin.buffer.read().decode().removesuffix("\n")
@@ -74,7 +74,7 @@ def confirm(question: str) -> None:
         CommandError: The answer was no, or nobody is there to answer.
     """
     if not sys.stdin.isatty():
-        raise CommandError("Nobody is here to confirm this. Add --yes.")
+        raise CommandError("Not a terminal, so nobody can confirm this. Add --yes.")
     if ask(question).lower() not in ("y", "yes"):
         raise CommandError("Nothing was deleted.")
 

@@ -104,7 +104,7 @@ def _check_address(settings: Settings) -> Check | None:
 def _check_env_files() -> Iterator[Check]:
     files = [Path(name) for name in env_files() if Path(name).is_file()]
     if not files:
-        yield Check(".env", "ok", "There is no .env here; the environment alone counts.")
+        yield Check(".env", "ok", "No .env found; only the environment is read.")
     yield from map(_check_env_file, files)
 
 
@@ -114,7 +114,7 @@ def _check_env_file(file: Path) -> Check:
     if held and os.name == "posix" and file.stat().st_mode & 0o004:
         what = f"Every user of this machine can read {file}, with {' and '.join(sorted(held))} in it."
         return Check(".env", "warn", what, f"chmod 600 {shlex.quote(str(file))}")
-    return Check(".env", "ok", f"{file} is private." if held else f"{file} holds no secrets.")
+    return Check(".env", "ok", f"{file} is private." if held else f"{file} contains no secrets.")
 
 
 def _check_unread(*, named: bool) -> Iterator[Check]:
@@ -134,7 +134,7 @@ def _check_unread(*, named: bool) -> Iterator[Check]:
     if unread := sorted(found - known):
         ours = " or ".join(name.upper() for name in ADDRESSES)
         what = f"{', '.join(unread)}: set, but not read. This project keeps sessions in {NAME}, at {ours}."
-        todo = "Correct the name, or remove it. Name in .env.example what is there for other programs."
+        todo = "Correct the name, or remove it. List variables of other programs in .env.example."
         yield Check("unread settings", "warn", what, todo)
 
 
@@ -180,7 +180,7 @@ def _check_update() -> Iterator[Check]:
 
 
 async def _check_round_trip(store: SessionStore) -> Check:
-    """Write, read and delete a session that nobody else can have."""
+    """Write, read and delete a session with a random name."""
     ref = SessionRef("", f"doctor-{uuid4()}")
     begin = perf_counter()
     try:

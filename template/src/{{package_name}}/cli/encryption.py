@@ -26,7 +26,7 @@ def reencrypt(
         bool, typer.Option("--decrypt", help="Leave everything in plain text, to go on without encryption.")
     ] = False,
 ) -> None:
-    """Encrypt all that is stored with the newest key. What is done already stays; the app may go on meanwhile."""
+    """Encrypt all that is stored with the newest key. Finished sessions stay; the app may keep running."""
     from ..app import prepared, server
     from ..sessions import BackendStore
     from ..sessions.contract import admit_all

@@ -1,4 +1,4 @@
-"""`db server-key`: the key without which nobody changes what signed-in users have stored."""
+"""`db server-key`: the key that is required to change what signed-in users have stored."""
 
 from __future__ import annotations
 

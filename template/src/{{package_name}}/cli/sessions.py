@@ -115,7 +115,7 @@ def prune(
     older_than: Annotated[str, typer.Option(help="Age, as in 30d, 12h or 4w.")],
     yes: Yes = False,
 ) -> None:
-    """Delete the sessions that nobody has written to for some time."""
+    """Delete sessions that were not written to for some time."""
     before = _time_before(older_than)
     if not yes:
         confirm(f"Delete all sessions last written before {when(before)}, for good?")

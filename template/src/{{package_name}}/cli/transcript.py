@@ -12,7 +12,7 @@ from .console import answer, clean, complain
 
 
 def print_json(rows: Sequence[str]) -> None:
-    """Each item as stored, one a line. Rows that are no items are left out: stdout holds nothing but JSON."""
+    """Each item as stored, one a line. Unreadable rows are left out: stdout contains only JSON."""
     unreadable = 0
     for row in rows:
         try:

@@ -115,7 +115,7 @@ def _import_from(url: str, user: str, on_conflict: OnConflict, dry_run: bool) ->
 
     with_store(run)
     if left:
-        raise CommandError(f"{left} of what is there, named above, cannot be imported. It stays where it is.")
+        raise CommandError(f"Skipped {left} rows or sessions (listed above); the source is unchanged.")
 
 
 class _Tally:

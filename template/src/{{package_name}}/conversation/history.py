@@ -51,7 +51,7 @@ def window(history: Sequence[TResponseInputItem], max_items: int) -> list[TRespo
 
     Returns:
         At most `max_items` items, and more only if the last turn alone has more; the summary comes on top. All items
-        if they are no more than that, whatever they begin with. None if there is no place to cut.
+        if they are no more than that, whatever they begin with. None without a place to cut.
     """
     if len(history) <= max_items:
         return without_orphans(history)
@@ -68,7 +68,7 @@ def window(history: Sequence[TResponseInputItem], max_items: int) -> list[TRespo
 def without_orphans(items: Sequence[TResponseInputItem]) -> list[TResponseInputItem]:
     """The items but for outputs of tools whose calls are not among them.
 
-    The SDK drops calls without outputs, but leaves outputs without calls to whoever chooses the history himself.
+    The SDK drops calls without outputs, but outputs without calls are left to the caller that chooses the history.
     """
     calls = {_call_id(item) for item in items if not _kind(item).endswith("_output")}
     return [item for item in items if not _kind(item).endswith("_output") or _call_id(item) in calls]

@@ -55,7 +55,7 @@ def address_of(settings: Settings) -> str | None:
     try:
         url = urlsplit(address)
         usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and address.isprintable()
-    except ValueError:  # the port is no number, or a bracket is open
+    except ValueError:  # the port is not a number, or a bracket is open
         usable = False
     if address and (not usable or " " in address):
         raise SettingMissing("OPENAI_BASE_URL is not an address of a server. Write it as https://host/v1.")

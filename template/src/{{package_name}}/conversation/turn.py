@@ -151,7 +151,7 @@ async def run_turn(
 
 
 async def _stop(result: RunResultStreaming) -> None:
-    """End a run that nobody listens to any more, and wait until nothing of it is being stored."""
+    """End a run that has no listener any more, and wait until its writes are finished."""
     if not result.is_complete:
         # Not "after_turn": that waits for the rest of the answer. What was stored stays valid: a turn is one batch.
         result.cancel(mode="immediate")

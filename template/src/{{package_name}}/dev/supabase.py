@@ -111,7 +111,7 @@ def _find_postgrest() -> Path:
     if chosen := os.environ.get(PROGRAM):
         if os.access(chosen, os.X_OK) and Path(chosen).is_file():
             return Path(chosen).resolve()
-        raise DevServerError(f"{PROGRAM} is {chosen}, which is no program: correct or unset it.")
+        raise DevServerError(f"{PROGRAM} is {chosen}, which is not a program: correct or unset it.")
     if found := shutil.which("postgrest"):
         return Path(found)
     home = Path(sys.prefix) / "postgrest"

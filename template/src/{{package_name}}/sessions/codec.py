@@ -25,7 +25,7 @@ TITLE_LENGTH = 80
 
 
 class UnreadableItem(ValueError):
-    """Stored text that is no item. Never carries the text itself."""
+    """Stored text that is not an item. The message never contains the text."""
 
 
 def encode_item(item: TResponseInputItem) -> str:
@@ -49,7 +49,7 @@ def decode_item(text: str) -> TResponseInputItem:
     """The item that `encode_item` made `text` of.
 
     Raises:
-        UnreadableItem: `text` is no JSON object.
+        UnreadableItem: `text` is not a JSON object.
     """
     try:
         return cast("TResponseInputItem", _decode(text))
@@ -68,7 +68,7 @@ def decode_items(texts: Sequence[str]) -> list[TResponseInputItem]:
     """All items at once, for the usual case that all are readable.
 
     Raises:
-        UnreadableItem: One of them is no JSON object.
+        UnreadableItem: One of them is not a JSON object.
     """
     try:
         return cast("list[TResponseInputItem]", [_decode(text) for text in texts])
@@ -97,7 +97,7 @@ def role_in(text: str) -> str | None:
 
 
 def title_of(items: Iterable[TResponseInputItem]) -> str | None:
-    """The first words of the first user message, on one line; None if there is no text from a user."""
+    """The first words of the first user message, on one line; None without a text from a user."""
     for item in items:
         if item.get("role") == "user" and (words := " ".join(_text(item.get("content")).split())):
             title = words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"

@@ -47,7 +47,7 @@ async def replace_history(session: History, items: list[TResponseInputItem]) -> 
 async def compaction_snapshot(
     session: History, limit: int, prune_prefix: Callable[[TResponseInputItem], bool] | None
 ) -> _CompactionSnapshot | None:
-    """The newest items, and a way to replace a suffix of them if nobody wrote in between.
+    """The newest items, and a compare-and-replace of a suffix of them.
 
     Args:
         session: The session to compact.

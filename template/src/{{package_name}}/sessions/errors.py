@@ -1,4 +1,4 @@
-"""The errors of this package. Each message says what is wrong and what to do next, and holds no secret."""
+"""The errors of this package. Each message says what is wrong and what to do next, and contains no secret."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ def decode_cursor(cursor: str) -> tuple[datetime, str, str]:
     """When the last session seen was written, its user id, its session id.
 
     Raises:
-        ValueError: This is no cursor.
+        ValueError: Invalid cursor.
     """
     try:
         updated_at, user_id, session_id = json.loads(urlsafe_b64decode(cursor))
         return check_aware(datetime.fromisoformat(updated_at)), str(user_id), str(session_id)
     except (ValueError, TypeError):
-        raise ValueError("This is no cursor of list_sessions.") from None
+        raise ValueError("Invalid cursor. Pass the `next_cursor` of an earlier page.") from None
 
 
 class Place(NamedTuple):

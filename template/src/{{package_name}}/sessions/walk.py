@@ -27,7 +27,7 @@ class NoSuchSession(SessionStoreError):
 async def chosen_sessions(
     store: RowStore, user_id: str | None = None, session_id: str | None = None
 ) -> AsyncGenerator[SessionInfo, None]:
-    """All sessions that are there, or one user's, or one. None is missed because it is written to meanwhile."""
+    """All sessions, one user's, or one. A session that is written to concurrently is not missed."""
     if session_id is not None:
         ref = SessionRef(user_id or "", session_id).check()
         info = await again(store, store.find_session, ref)
@@ -36,8 +36,8 @@ async def chosen_sessions(
         yield info
         return
 
-    # A session that is written to meanwhile moves to the front, out of the way of the walk. So walk again, over what
-    # was written since the last walk began, until nothing new turns up. Sessions that were begun after the export are
+    # A session that is written to moves to the front of the listing, past this walk. So walk again over what was
+    # written since the last walk began, until nothing new turns up. Sessions that were begun after the export are
     # left out, or it might never end.
     seen: set[SessionRef] = set()
     begin = walked_from = None

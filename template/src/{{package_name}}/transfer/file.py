@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class BrokenFile(SessionStoreError):
-    """The file is no export, or damaged. The message names the line; nothing was imported."""
+    """The file is not an export, or damaged. The message names the line; nothing was imported."""
 
 
 class Place(NamedTuple):
@@ -156,7 +156,7 @@ class _Lines:
             wanted = "an item" if shape is _Item else "the header of a session"
             raise self.problem(f"should be {wanted}, but is not: {error}") from None
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise self.problem("is not JSON; the file is no export, or damaged") from None
+            raise self.problem("is not JSON; the file is not an export, or damaged") from None
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -18,7 +18,7 @@ from ..sessions.store import SessionStore
 from .sessions import OnConflict, Outcome, import_session
 
 _BROKEN = "\ufffd"
-"""What a source gives for bytes that are no UTF-8. The SDK itself writes ASCII, unless it is told otherwise."""
+"""What a source gives for bytes that are not UTF-8. The SDK itself writes ASCII, unless it is told otherwise."""
 
 
 class SdkSource(Protocol):
@@ -28,7 +28,7 @@ class SdkSource(Protocol):
         """All sessions that have items, those first that were written first."""
 
     async def rows(self, session_id: str) -> list[tuple[int, str]]:
-        """Number and stored text of every row, oldest first. Bytes that are no UTF-8 have become U+FFFD."""
+        """Number and stored text of every row, oldest first. Bytes that are not UTF-8 have become U+FFFD."""
 
 
 async def import_from(

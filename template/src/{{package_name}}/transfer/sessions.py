@@ -31,7 +31,7 @@ _CONFLICT: dict[OnConflict, Outcome] = {"refuse": "conflict", "skip": "skipped",
 _ATTEMPTS = 10
 """How often an import starts over because the session was written to."""
 _COMPARED = 20
-"""How many rows at the end of a session show that nobody wrote: an app would have to say all of them again."""
+"""How many rows at the end of a session are compared to detect a concurrent write."""
 _NAMESPACE = UUID("5a3c1a3e-6d0b-4d7c-9a53-6f2e1b7c0d41")
 
 

@@ -38,7 +38,7 @@ async def check_encryption(store: EncryptedStore) -> Check:
     if not cipher.is_newest(kept):
         return Check("encryption", "warn", f"{what}, but not the older ones.", f"{how_to_reencrypt()}.")
     if store.keys.session_encryption_allow_plaintext:
-        what = f"{what}, but what is in plain text counts as well: whoever writes to the database can put words in."
+        what = f"{what}, but plain text is read as well: who can write to the database can insert messages."
         todo = f"{how_to_reencrypt()}, then unset SESSION_ENCRYPTION_ALLOW_PLAINTEXT."
         return Check("encryption", "warn", what, todo)
     if older:

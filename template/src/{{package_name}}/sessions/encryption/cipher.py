@@ -1,4 +1,4 @@
-"""Sealing texts with AES-256-GCM: whoever reads the database learns nothing, whoever changes it is noticed.
+"""Sealing texts with AES-256-GCM: a reader of the database learns nothing, and changes are detected.
 
 A sealed text is one line of ASCII: `sealed:`, the short name of its key, `:`, and in URL-safe base64 a random nonce of
 96 bits, the ciphertext and the tag. It opens only where it was sealed: the purpose, the user and the session are
@@ -54,7 +54,7 @@ class Cipher:
         """The short names of the keys, the newest first."""
 
     def seal(self, purpose: Purpose, ref: SessionRef, text: str) -> str:
-        """The text for nobody's eyes, to be kept for this purpose in this session and nowhere else."""
+        """The sealed text. It opens for this purpose and in this session only (associated data)."""
         name = self.names[0]
         nonce = os.urandom(_NONCE_BYTES)
         # JSON escapes what no item holds unescaped; other texts may hold NUL and half surrogate pairs as they are.
@@ -87,7 +87,7 @@ class Cipher:
         return text.removeprefix(PLAIN) if text.startswith(PLAIN) else self.seal("item", ref, text)
 
     def open_row(self, ref: SessionRef, row: str, *, plain: bool) -> tuple[str, bool]:
-        """What a stored row says, and True; if it does not open, a text that nobody takes for an item, and False.
+        """What a stored row says, and True; if it does not open, a text that cannot be mistaken for an item, and False.
 
         Args:
             plain: Whether rows that were never sealed count.
@@ -109,7 +109,7 @@ class Cipher:
         return None if text is None else dict(json.loads(text))
 
     def seal_canary(self) -> str:
-        """A text that tells with which key everything is encrypted."""
+        """A text that shows with which key the store is encrypted."""
         return self.seal("canary", _EVERYWHERE, "")
 
     def check_canary(self, kept: str | None) -> None:
@@ -185,7 +185,7 @@ def _how_to_make_a_key() -> str:
 
 
 def name_of(key: bytes) -> str:
-    """The short name of a key: 32 bits of a hash over 256 random bits, which bring nobody nearer to the key."""
+    """The short name of a key: 32 bits of a hash over 256 random bits, which do not reveal the key."""
     return hashlib.sha256(key).hexdigest()[:8]
 
 

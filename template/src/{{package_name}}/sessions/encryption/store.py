@@ -177,7 +177,7 @@ class EncryptedStore(SessionStore):
         await self.inner.ping()
 
     async def open(self, *, again: bool = False) -> None:
-        """As promised. The first time, a text is kept that tells with which key everything is encrypted.
+        """As promised. The first time, a text is stored that shows with which key the store is encrypted.
 
         Raises:
             WrongKey: The keys of the settings do not open what is stored.

@@ -18,8 +18,8 @@ from ..errors import SettingMissing
 EXAMPLE = "postgresql://user:password@host:5432/name"
 
 _CUT = (
-    "cannot be used: its port is no number from 1 to 65535, its host is no name, or user or password contains one of "
-    "/ ? # @ : [ ] % which must be written as %2F %3F %23 %40 %3A %5B %5D %25."
+    "cannot be used: its port is not a number from 1 to 65535, its host is not a name, or user or password contains "
+    "one of / ? # @ : [ ] % which must be written as %2F %3F %23 %40 %3A %5B %5D %25."
 )
 # Not `urlsplit`: it allows one host, and its versions differ in what they accept between brackets.
 _URL = re.compile(r"([^:/?#\s]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
@@ -180,7 +180,7 @@ def _parts(url: str, variable: str) -> tuple[str, str, str]:
     parts = _URL.fullmatch(url)
     # What SQLAlchemy calls postgresql+asyncpg is the same address.
     if parts is None or parts[1].lower().partition("+")[0] not in ("postgresql", "postgres"):
-        raise SettingMissing(f"{variable} is no PostgreSQL URL. Write {EXAMPLE}.")
+        raise SettingMissing(f"{variable} is not a PostgreSQL URL. Write {EXAMPLE}.")
     _, authority, path, query, fragment = parts.groups()
     # A second @, or one behind the hosts, or a # is the rest of a user or password that was not escaped.
     if fragment or url.count("@") != authority.count("@") or authority.count("@") > 1:
@@ -258,7 +258,7 @@ def _host(text: str, default_port: str, variable: str) -> tuple[str, int]:
         if found["ipv6"] is not None:
             return str(IPv6Address(unquote(found["ipv6"]))), int(port)
         name = unquote(found["name"]).lower()
-        name.encode("idna")  # as the driver does it; raises for what is no name of a host
+        name.encode("idna")  # as the driver does it; raises for what is not a host name
     except ValueError:
         raise problem from None
     if not re.fullmatch(r"[\w.-]*", name):
@@ -291,7 +291,7 @@ def _tls(query: Mapping[str, str], variable: str) -> dict[str, str]:
             raise SettingMissing(f"{variable}: sslrootcert=system needs sslmode=verify-full.")
     for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
         if name in tls and tls[name] != "system":
-            tls[name] = os.path.expanduser(tls[name])  # raises nothing if there is no home
+            tls[name] = os.path.expanduser(tls[name])  # without a home it stays as it is
     return {**tls, "sslmode": mode} if mode else tls
 
 

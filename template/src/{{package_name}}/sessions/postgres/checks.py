@@ -51,7 +51,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         yield Check("connection", "fail", "The database cannot be reached.", str(problem))
         return
     except SessionStoreError as error:
-        yield Check("connection", "fail", "There is no usable DATABASE_URL.", str(error))
+        yield Check("connection", "fail", "DATABASE_URL cannot be used.", str(error))
         return
     try:
         yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
@@ -77,7 +77,7 @@ def _check_transport(settings: PostgresSettings, *, encrypted: bool) -> Check:
     address = settings.address
     if not address.is_remote:
         return Check("TLS", "ok", "The server is on this machine.")
-    todo = f"Add ?sslmode=verify-full to {settings.variable} (require if nobody vouches for the server's certificate)."
+    todo = f"Add ?sslmode=verify-full to {settings.variable} (require if no authority signed the server's certificate)."
     if not encrypted:
         what = "The connection is not encrypted: the password's proof and all conversations can be read on the way."
         return Check("TLS", "warn", what, f"{todo} On a private network you may leave it.")

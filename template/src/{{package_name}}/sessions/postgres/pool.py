@@ -22,7 +22,7 @@ IDLE_SECONDS = 200.0
 
 CHECK_SECONDS = 30.0
 """Connections unused for longer are asked first whether they still work: a statement that is swallowed by the network
-would take the whole timeout, and nobody would know whether it was carried out. One round trip, after a pause only."""
+would take the whole timeout, and its outcome would be unknown. One round trip, after a pause only."""
 
 CHECK_TIMEOUT_SECONDS = 2.0
 """How long the answer may take. Then a new connection is opened."""

@@ -71,7 +71,7 @@ class Migration(NamedTuple):
 
 
 class MigrationState(NamedTuple):
-    """What the database knows of a migration. changed: the file is not what was applied; unknown: there is no file."""
+    """State of a migration in the database. changed: the file differs from what was applied; unknown: no file here."""
 
     version: int
     name: str

@@ -123,7 +123,7 @@ class PostgresStore(ConnectedStore):
         user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         before = decode_cursor(cursor) if cursor else (None, None, None)
-        # One more than asked for tells whether there is a next page.
+        # One more than asked for shows whether there is a next page.
         page = await self._call("SELECT public.agent_session_list($1, $2, $3, $4, $5)", user_id, limit + 1, *before)
         sessions = [SessionInfo.of_row(row) for row in json.loads(page)]
         return SessionPage(sessions[:limit], encode_cursor(sessions[limit - 1]) if len(sessions) > limit else None)

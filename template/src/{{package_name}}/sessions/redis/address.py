@@ -235,4 +235,4 @@ def check_files(options: Mapping[str, Any]) -> None:
             raise SettingMissing(_UNUSABLE.format("ssl_certfile", "a certificate with its key", files)) from None
 
 
-_UNUSABLE = "REDIS_URL: what {} names holds no {} that can be read (PEM; ssl_password if the key is encrypted): {}"
+_UNUSABLE = "REDIS_URL: what {} names does not contain a readable {} (PEM; ssl_password if the key is encrypted): {}"

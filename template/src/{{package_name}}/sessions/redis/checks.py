@@ -65,7 +65,7 @@ async def check_redis(settings: RedisSettings, credentials: Credentials | None =
     try:
         connection = RedisConnection(settings, credentials)
     except SessionStoreError as error:
-        yield Check("connection", "fail", "There is no usable REDIS_URL.", str(error))
+        yield Check("connection", "fail", "REDIS_URL cannot be used.", str(error))
         return
     try:
         await connection.call("PING")

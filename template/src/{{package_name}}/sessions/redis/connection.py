@@ -36,7 +36,7 @@ class RedisConnection:
 
     Every method raises `StoreUnavailable`, `StoreRefused` or another `SessionStoreError`; no command is sent twice,
     except to the node of a cluster that the first one pointed to instead of carrying it out.
-    Replies are those of RESP2, texts decoded; what is no UTF-8 becomes U+FFFD.
+    Replies are those of RESP2, texts decoded; bytes that are not UTF-8 become U+FFFD.
     Each call takes `REDIS_TIMEOUT_SECONDS` at most, several together if they are given one `deadline`.
     """
 

@@ -64,7 +64,7 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
         case MasterNotFoundError():
             return _no_primary(error, settings)
         case InvalidResponse():
-            return SettingMissing(f"What answers at {settings.where} is no Redis server. Correct REDIS_URL.")
+            return SettingMissing(f"What answers at {settings.where} is not a Redis server. Correct REDIS_URL.")
         case RedisClusterException():
             return StoreUnavailable(f"{server} cannot serve now: {str(error).rstrip('.')}.")
         case TimeoutError():

@@ -32,7 +32,7 @@ MANY = 500
 """How many entries are looked at together, once more than a few were of sessions that are gone."""
 
 # KEYS: an index. ARGV: member, whether to add it if it is not there. Returns its score, 0 if it is not there. Scores of
-# a member grow with each call, so that whoever saw one can tell that there was another call.
+# a member grow with each call, so a caller that saw one detects another call.
 TOUCH = Script.of(
     TIME
     + """

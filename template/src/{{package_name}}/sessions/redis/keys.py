@@ -10,7 +10,7 @@ The third outlives the session by an hour, so that a late repetition does not br
 content, but its name has the ids of user and session in it.
 
 Two sorted sets list sessions by the time they were last written to: `agent:sessions`, and `agent:sessions:ada` for a
-user's. If sessions are encrypted, `agent:canary` tells with which key.
+user's. If sessions are encrypted, `agent:canary` shows with which key.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def index_of(prefix: str, user_id: str | None) -> str:
 
 
 def canary_key(prefix: str) -> str:
-    """Where the text is kept that tells which keys are the right ones."""
+    """Name of the text that shows which encryption keys fit."""
     return f"{prefix}:canary"
 
 

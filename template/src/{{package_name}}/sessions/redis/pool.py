@@ -93,7 +93,7 @@ class RedisPool:
             if place:
                 self._free.release()
             if connection is not None:
-                # Cut, timed out or cancelled in the middle: nobody knows what would come out of it next.
+                # Cut, timed out or cancelled in the middle: the next reply on it could be an earlier one.
                 await connection.disconnect(nowait=True)
                 if isinstance(error, AuthenticationError) and not replies:
                     raise LoginExpired from error

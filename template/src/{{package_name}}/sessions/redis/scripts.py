@@ -49,7 +49,7 @@ end
 _CONSTANTS = (
     f"local BATCH_MEMORY, TIDY, MAX_PARSED, UNLISTED = {BATCH_MEMORY_SECONDS}, {TIDY_SECONDS}, {MAX_PARSED}, {UNLISTED}"
 )
-# KEYS are items, info and batches of a session and, where the server is no cluster, the two indexes. ARGV begins with
+# KEYS are items, info and batches of a session and, without a cluster, the two indexes. ARGV begins with
 # the time to live in milliseconds (0: none), the session's member in the indexes, and, in a cluster, the scores of its
 # entries there (0: not written yet; empty: the indexes are among KEYS).
 _READ = """

@@ -50,7 +50,7 @@ class RedisSource:
         return sorted(ids, key=lambda name: written[name])
 
     async def rows(self, session_id: str) -> list[tuple[int, str]]:
-        """Place (from 1) and text of every item, oldest first. Bytes that are no UTF-8 have become U+FFFD."""
+        """Place (from 1) and text of every item, oldest first. Bytes that are not UTF-8 have become U+FFFD."""
         with _of_source():
             texts = await self._connection.call("LRANGE", f"{self._prefix}{session_id}{_MESSAGES}", 0, -1)
         return list(enumerate(texts, 1))

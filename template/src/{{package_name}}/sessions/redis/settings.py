@@ -48,7 +48,7 @@ class RedisSettings(StoreSettings):
         """The address as it was given.
 
         Raises:
-            SettingMissing: REDIS_URL is not set, or is no Redis URL.
+            SettingMissing: REDIS_URL is not set, or not a Redis URL.
         """
         if self.redis_url is None:
             raise SettingMissing(f"REDIS_URL is not set. Put {EXAMPLE} into .env.")

@@ -123,7 +123,7 @@ class RedisStore(ConnectedStore):
         user_id = None if user_id is None else id_text("user_id", user_id)
         limit = max(1, min(limit, 500))
         before = self._entry(cursor) if cursor else None
-        # One more than asked for tells whether there is a next page.
+        # One more than asked for shows whether there is a next page.
         found = await redis_index.page(await self._ready(), self._prefix, user_id, before, limit + 1)
         sessions = [info for _, info in found[:limit]]
         if len(found) <= limit:

@@ -49,7 +49,7 @@ async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migrat
         yield _KEYS[settings.rights]
         caller = Caller(settings, None)
     except SessionStoreError as error:
-        yield Check("connection", "fail", "There is no usable SUPABASE_URL or SUPABASE_KEY.", str(error))
+        yield Check("connection", "fail", "SUPABASE_URL or SUPABASE_KEY cannot be used.", str(error))
         return
     try:
         begin = perf_counter()

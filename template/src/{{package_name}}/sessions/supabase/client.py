@@ -205,7 +205,7 @@ class Caller:
         """
         answer = await self._opening(user_id)
         if not (isinstance(answer, list) and len(answer) == 4):
-            raise StoreRefused(f"{self._settings.where} answers, but is no Supabase API. Correct SUPABASE_URL.")
+            raise StoreRefused(f"{self._settings.where} answers, but is not a Supabase API. Correct SUPABASE_URL.")
         return read_opening(answer[:3]), answer[3]
 
     async def _opening(self, user_id: str) -> Any:

@@ -63,7 +63,7 @@ class SupabaseSettings(StoreSettings):
         """The project's address, without /rest/v1 and without a slash at the end.
 
         Raises:
-            SettingMissing: SUPABASE_URL is not set, or is no address of a project.
+            SettingMissing: SUPABASE_URL is not set, or not the address of a project.
         """
         if self.supabase_url is None:
             raise SettingMissing(
@@ -75,11 +75,11 @@ class SupabaseSettings(StoreSettings):
             # A name and password would be shown in messages, a query would swallow the path of every call.
             usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
             usable = usable and "@" not in url.path
-        except ValueError:  # the port is no number
+        except ValueError:  # the port is not a number
             usable = False
         if not usable or not re.fullmatch(r"[\w.:\[\]-]+", url.netloc, re.ASCII) or not _fits_in_header(f"/{url.path}"):
             raise SettingMissing(
-                "SUPABASE_URL is no address of a project. Write https://<project>.supabase.co. "
+                "SUPABASE_URL is not the address of a project. Write https://<project>.supabase.co. "
                 "(The address of the database, postgresql://…, goes into SUPABASE_DB_URL.)"
             )
         path = url.path.rstrip("/").removesuffix("/rest/v1")
@@ -91,7 +91,7 @@ class SupabaseSettings(StoreSettings):
         """The key as it is sent.
 
         Raises:
-            SettingMissing: SUPABASE_KEY is not set, or is no key of a project.
+            SettingMissing: SUPABASE_KEY is not set, or not a key of a project.
         """
         if self.supabase_key is None:
             raise SettingMissing(
@@ -145,7 +145,7 @@ class SupabaseSettings(StoreSettings):
 
     @property
     def is_local(self) -> bool:
-        """Whether nobody else can listen on the way."""
+        """Whether the connection stays on this machine."""
         return urlsplit(self.url).hostname in LOCAL_HOSTS
 
 
@@ -158,13 +158,13 @@ def subject_of(access_token: str) -> str:
     """The user that a token is for. Not verified here: the server does that at every call.
 
     Raises:
-        SettingMissing: This is no token of a signed-in user.
+        SettingMissing: This is not a token of a signed-in user.
     """
     usable = isinstance(access_token, str) and _fits_in_header(access_token)
     subject = claims_of(access_token).get("sub") if usable else None
     if not isinstance(subject, str) or not subject:
         raise SettingMissing(
-            "access_token is no token of a signed-in user. Pass what Supabase Auth calls `session.access_token`; "
+            "access_token is not a token of a signed-in user. Pass what Supabase Auth calls `session.access_token`; "
             "leave it out (None) only where the secret key may act for everybody."
         )
     return subject

@@ -106,7 +106,7 @@ def translate(error: Exception, settings: SupabaseSettings, *, signed_in: bool) 
                 f"The connection to {server} was lost ({type(error).__name__}).", maybe_applied=True
             )
         case httpx.InvalidURL():
-            return SettingMissing("SUPABASE_URL is no address of a project. Write https://<project>.supabase.co.")
+            return SettingMissing("SUPABASE_URL is not the address of a project. Write https://<project>.supabase.co.")
     # From the encoder, before anything was sent. Its message may quote what it could not encode.
     return SessionStoreError(f"{server}: a title or metadata holds what JSON cannot carry ({type(error).__name__}).")
 
@@ -204,8 +204,8 @@ def _from_gateway(error: Refusal, server: str) -> SessionStoreError | None:
     match error.status:
         case 200 | 301 | 302 | 303 | 307 | 308 | 404 | 405 if not error.code:
             return StoreRefused(
-                f"{server} is no REST API of Supabase (HTTP {error.status}). Correct SUPABASE_URL, or sign in to the "
-                "proxy that stands in between."
+                f"{server} is not a REST API of Supabase (HTTP {error.status}). Correct SUPABASE_URL, or sign in to "
+                "the proxy that stands in between."
             )
         case 402:
             return StoreRefused(f"{server} is restricted: see the project's usage and bills in the dashboard.")
@@ -218,7 +218,7 @@ def _from_gateway(error: Refusal, server: str) -> SessionStoreError | None:
             return StoreUnavailable(f"{server} has had too many requests for now (HTTP 429).")
         case 540:
             return StoreRefused(f"{server} is paused. Restore the project in the dashboard.")
-        case 521 | 522 | 523:  # the proxy found nobody behind it
+        case 521 | 522 | 523:  # the proxy found no server behind it
             return StoreUnavailable(f"{server} is down (HTTP {error.status}).")
         case status if status >= 500 and not error.code:
             return StoreUnavailable(f"{server} cannot serve now (HTTP {status}).", maybe_applied=True)

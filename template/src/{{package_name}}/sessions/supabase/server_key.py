@@ -1,4 +1,4 @@
-"""The key that a server sends with its users' tokens: without it nobody changes what signed-in users have stored.
+"""The key that a server sends with its users' tokens: without it nothing changes what signed-in users have stored.
 
 The database keeps the SHA-256 alone, in `agent_session_server_keys`: one, or two while an old key is exchanged.
 """
@@ -41,7 +41,7 @@ def new_server_key() -> str:
 
 
 def hash_of(key: str) -> str:
-    """What the database keeps of a key. A plain hash will do: nobody guesses 256 random bits."""
+    """What the database keeps of a key. A plain hash is enough: 256 random bits cannot be guessed."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -125,7 +125,7 @@ class SupabaseStore(ConnectedStore):
         page = await self._call(
             "agent_session_list",
             p_user_id=user_id,
-            p_limit=limit + 1,  # one more than asked for tells whether there is a next page
+            p_limit=limit + 1,  # one more than asked for shows whether there is a next page
             p_before=None if updated_at is None else updated_at.isoformat(),
             p_before_user_id=last_user_id,
             p_before_session_id=last_session_id,

@@ -31,7 +31,7 @@ class AccessToken:
         user_id: Its user. Needed with an async function; any other is called once to find out.
 
     Raises:
-        SettingMissing: This is no token of a signed-in user, or the user is not known.
+        SettingMissing: This is not a token of a signed-in user, or the user is not known.
         WrongOwner: It is the token of another user.
     """
 
