@@ -41,7 +41,7 @@ async def test_with_a_key_openai_answers_and_gets_the_traces() -> None:
 
 
 async def test_another_server_answers_and_openai_gets_no_traces() -> None:
-    settings = Settings(openai_api_key=KEY, openai_base_url="http://127.0.0.1:1/v1", open_openai_model="its-model")
+    settings = Settings(openai_api_key=KEY, openai_base_url="http://127.0.0.1:1/v1", openai_model="its-model")
     async with open_model(settings) as model:
         assert isinstance(model, OpenAIResponsesModel)
         assert model.model == "its-model"

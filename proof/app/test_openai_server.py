@@ -113,7 +113,7 @@ def server(running: Server) -> Server:
 
 
 def settings_for(server: Server, key: str = KEY) -> Settings:
-    return Settings(openai_api_key=SecretStr(key), openai_base_url=f"{server.url}/v1", open_openai_model="gpt-test")
+    return Settings(openai_api_key=SecretStr(key), openai_base_url=f"{server.url}/v1", openai_model="gpt-test")
 
 
 def said(request: dict[str, Any]) -> list[str]:

@@ -86,7 +86,7 @@ class Pair:
         follows = partial(_has, self.replica, role="slave", master_port=self.primary.port, master_link_status="up")
         await asyncio.to_thread(until, follows, "the replica follows its primary")
 
-    async def run_to_completion(self) -> None:
+    async def settled(self) -> None:
         """Wait until the replica is sent what is written: up to a second after it follows its primary."""
         known = info(self.primary)["master_repl_offset"]
         await asyncio.to_thread(until, lambda: _acknowledged(self.primary) >= known, "the replica keeps up")
@@ -116,7 +116,7 @@ async def cluster(folder: Path, options: Sequence[str] = (), kinds: Sequence[str
         def each(fault: Callable[[Pair], Awaitable[None]]) -> Fault:
             async def happens() -> None:
                 pair = next(turn)
-                await pair.run_to_completion()
+                await pair.settled()
                 await fault(pair)
                 await asyncio.to_thread(until, lambda: all(map(_serves, nodes)), "the cluster serves")
 
@@ -150,7 +150,7 @@ async def sentinel(folder: Path, options: Sequence[str] = (), kinds: Sequence[st
 
         def each(fault: Callable[[], Awaitable[None]]) -> Fault:
             async def happens() -> None:
-                await pair.run_to_completion()
+                await pair.settled()
                 await fault()
                 with group.sentinel.client() as client:
                     can = partial(redis_groups.can_be_promoted, client)

@@ -34,7 +34,7 @@ def start_again(killed: Server) -> None:
     with (killed.folder / "log").open("ab") as output:
         command = killed.process.args
         killed.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    until(killed.run_to_completion, f"{killed.folder.name} listens again")
+    until(killed.settled, f"{killed.folder.name} listens again")
 
 
 @dataclass

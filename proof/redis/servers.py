@@ -55,7 +55,7 @@ class Server:
             options |= {"ssl": True, "ssl_ca_certs": str(self.folder / "ca.pem")}
         return redis.Redis("127.0.0.1", self.port, username=self.user, password=PASSWORD, **options)
 
-    def run_to_completion(self) -> bool:
+    def settled(self) -> bool:
         """Whether it listens, or has ended."""
         with socket.socket() as probe:
             return self.process.poll() is not None or probe.connect_ex(("127.0.0.1", self.port)) == 0
@@ -163,7 +163,7 @@ def started(
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         server = Server(port, process, folder, tls)
         try:
-            until(server.run_to_completion, f"{folder.name} listens or ends")
+            until(server.settled, f"{folder.name} listens or ends")
             if process.poll() is None:
                 yield server
                 return

@@ -147,7 +147,7 @@ def _check_model(settings: Settings) -> Check:
     if key is None:
         what = "OPENAI_API_KEY is not set: the offline model answers, by a few rules."
         return Check("model", "warn", what, "Put OPENAI_API_KEY into .env.")
-    model = settings.open_openai_model or "the default model"
+    model = settings.openai_model or "the default model"
     return Check("model", "ok", f"OPENAI_API_KEY is set; {model} answers. (Not called now.)")
 
 

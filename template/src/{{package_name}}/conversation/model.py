@@ -20,7 +20,7 @@ OPENAI = "https://api.openai.com/v1"
 
 
 @asynccontextmanager
-async def open_openai_model(settings: Settings) -> AsyncIterator[Model]:
+async def connect_model(settings: Settings) -> AsyncIterator[Model]:
     """The model for the turns of this process. Closes its connections.
 
     Raises:
@@ -36,7 +36,7 @@ async def open_openai_model(settings: Settings) -> AsyncIterator[Model]:
     else:
         # Traces go to OpenAI whatever the base URL is, and would take the conversation and the key with them.
         set_tracing_disabled(True)
-    name = (settings.open_openai_model or "").strip() or get_default_model()
+    name = (settings.openai_model or "").strip() or get_default_model()
     # Without a URL the client would take the variable itself, and an empty one (a bare line in .env) for an address.
     async with AsyncOpenAI(api_key=key.get_secret_value(), base_url=address or OPENAI) as client:
         if settings.openai_api == "chat_completions":
