@@ -306,7 +306,7 @@ async def test_an_export_that_fails_leaves_the_old_file(store: SessionStore, tmp
     (tmp_path / "out.jsonl").write_text("old")
     done = await invoke("sessions", "export", "out.jsonl", "--session", "nobody")
     assert (done.code, done.out) == (1, "")
-    assert "Error: There is no session 'nobody'" in done.err
+    assert 'Error: There is no session "nobody"' in done.err
     assert (os.listdir(tmp_path), (tmp_path / "out.jsonl").read_text()) == (["out.jsonl"], "old")
 
 

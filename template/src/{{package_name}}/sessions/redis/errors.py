@@ -100,7 +100,7 @@ def _refusal(error: RedisError, server: str) -> SessionStoreError:
     """What the server answered, so it did not do what it was asked to."""
     # The server quotes the beginning of what it was sent: that may be an item.
     problem = str(error).partition(", with args beginning with")[0]
-    problem = re.sub(r" script: [0-9a-f]{40},.*", "", problem).rstrip(".")  # where in which script
+    problem = re.sub(r" script: (?:[0-9a-f]{40}, )?on @.*", "", problem).rstrip(".")  # where in which script
     match error:
         case NoPermissionError():
             return StoreRefused(f"{server}: {problem}. Grant the rights that docs/database.md lists.")
