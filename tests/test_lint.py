@@ -44,7 +44,8 @@ def test_python_is_formatted_linted_and_typed(installed: Install, type_cache: st
     project = installed(variant)
     project.run("uv", "run", "ruff", "check")
     project.run("uv", "run", "ruff", "format", "--check", "--diff")
-    project.run("uv", "run", "mypy", MYPY_CACHE_DIR=type_cache)
+    if "license" not in VARIANTS[variant]:  # whose code is that of another variant
+        project.run("uv", "run", "mypy", MYPY_CACHE_DIR=type_cache)
 
 
 @pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])

@@ -30,11 +30,12 @@ def test_its_own_tests_pass(installed: Install, backend: str) -> None:
     assert passed(installed(backend).run("uv", "run", "pytest", "-q")) > 90
 
 
-# About code that is the same for every backend, and does not meet the server: proven on the fastest one.
+# About code that is the same for every backend, and uses a store as any other: proven on the fastest one.
 ONCE = (
-    *(f"app/test_{name}.py" for name in ("env_files", "history", "model", "model_servers", "offline", "openai_server")),
-    *(f"app/test_{name}.py" for name in ("update", "warnings", "windows")),
+    *(f"app/test_{name}.py" for name in ("agent_runs", "cli_chat", "env_files", "history", "model", "model_servers")),
+    *(f"app/test_{name}.py" for name in ("offline", "openai_server", "update", "warnings", "windows")),
     "transfer/test_fuzzed_imports.py",
+    "transfer/test_sdk_import.py",
 )
 
 

@@ -69,7 +69,7 @@ def test_any_text_comes_back_from_one_line_of_ascii(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("purpose", "key"),
+    ("purpose", "ref"),
     [
         ("title", KEY),
         ("item", SessionRef("bob", "diary")),

@@ -383,8 +383,8 @@ async def test_a_role_needs_four_rights_and_no_ddl(database_url: str) -> None:
     ("url", "words"),
     [
         (None, "DATABASE_URL is not set"),
-        ("mysql://u:planted@h/db", "no PostgreSQL URL"),
-        ("planted", "no PostgreSQL URL"),
+        ("mysql://u:planted@h/db", "not a PostgreSQL URL"),
+        ("planted", "not a PostgreSQL URL"),
         ("postgresql://u:planted@h:port/db", "DATABASE_URL cannot be used"),
         ("postgresql://u:12#planted@h/db", "must be written as"),
         ("postgresql://u:12/planted@h/db", "must be written as"),

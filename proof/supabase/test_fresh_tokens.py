@@ -209,7 +209,7 @@ async def test_what_a_function_returns_must_be_a_token(settings: SupabaseSetting
         return wrong  # type: ignore[no-any-return]
 
     async with SupabaseSession("s", settings=settings, access_token=fresh, user_id=ADA) as session:
-        with pytest.raises(SettingMissing, match="no token of a signed-in user") as caught:
+        with pytest.raises(SettingMissing, match="not a token of a signed-in user") as caught:
             await session.get_items()
     shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     assert wrong != "planted" or "planted" not in shown.replace("wrong = 'planted'", "")

@@ -347,15 +347,15 @@ async def test_a_token_of_another_user_is_refused_before_any_call(project: Envir
 
 @pytest.mark.parametrize("none", ["", "planted", "a.b.c", "sb_secret_planted", "é.é.é", "a.e30.c\n", "a.W10.c"])
 async def test_what_is_no_token_never_becomes_the_rights_of_the_key(settings: SupabaseSettings, none: str) -> None:
-    with pytest.raises(SettingMissing, match="no token of a signed-in user") as caught:
+    with pytest.raises(SettingMissing, match="not a token of a signed-in user") as caught:
         SupabaseSession("s", settings=settings, access_token=none)
     assert "planted" not in str(caught.value)
-    with pytest.raises(SettingMissing, match="no token of a signed-in user"):
+    with pytest.raises(SettingMissing, match="not a token of a signed-in user"):
         SupabaseStore(settings, none)
 
 
 async def test_a_token_without_a_user_is_refused(settings: SupabaseSettings, project: Environment) -> None:
-    with pytest.raises(SettingMissing, match="no token of a signed-in user"):
+    with pytest.raises(SettingMissing, match="not a token of a signed-in user"):
         SupabaseStore(settings, token(project, None, role="service_role"))
 
 

@@ -193,7 +193,7 @@ def no_database() -> None:
         ("text.db", "--from: text.db cannot be read: file is not a database."),
         ("empty.db", "--from: empty.db has no table agent_messages of the SDK."),
         ("branches.db", "--from: branches.db holds branches (AdvancedSQLiteSession)"),
-        ("sqlite:///empty.db?table=x", "--from: table is no parameter of a SQLite file"),
+        ("sqlite:///empty.db?table=x", "--from: table is not a parameter of a SQLite file"),
         ("mysql://user:hidden@host/db", "--from: this project reads sqlite:///file.db"),
     ],
 )
