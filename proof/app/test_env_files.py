@@ -127,3 +127,18 @@ async def test_a_folder_that_was_removed_does_not_matter(tmp_path: Path, monkeyp
     (tmp_path / "gone").rmdir()
     assert load_settings().history_max_items == 200
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("SESSION_RETRY_SECONDS: planted\n", 1), ('A=1\nB="open\nSESSION_RETRY_SECONDS=3\n', 2), ("export =planted", 1)],
+)
+def test_a_line_that_cannot_be_read_is_named_and_not_skipped(
+    tmp_path: Path, text: str, line: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text(text)
+    with pytest.raises(SettingMissing, match=rf"\.env, line {line} cannot be read\. Write NAME=value") as caught:
+        load_settings()
+    assert "planted" not in str(caught.value) + caplog.text
+    (tmp_path / ".env").write_text("# A comment\n\nexport SESSION_RETRY_SECONDS='3' # three\nNOTHING\n")
+    assert load_settings().session_retry_seconds == 3

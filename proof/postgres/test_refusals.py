@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from my_agent.sessions import PostgresStore, SessionStoreError, StoreRefused, StoreUnavailable
+from my_agent.sessions import PostgresStore, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
 from my_agent.sessions.postgres.errors import translate
 from proof.postgres.fixtures import settings_for
 
@@ -150,3 +150,10 @@ def test_supabases_address_that_has_ipv6_only_names_the_session_pooler(
     assert ("session pooler" in str(said)) == (kind is StoreRefused)
     other = settings_for("postgresql://postgres:p@db.example.com/postgres")
     assert "session pooler" not in str(translate(error, other, sent=False))
+
+
+@pytest.mark.parametrize("query", ["statement_timeout=abc", "work_mem=much"])
+async def test_a_value_that_the_server_refuses_is_one_sentence(database_url: str, query: str) -> None:
+    store = PostgresStore(settings_for(f"{database_url}?{query}", session_retry_seconds=2.0))
+    with pytest.raises(SettingMissing, match="refuses the value of a parameter"):
+        await store.session("s").get_items()

@@ -148,17 +148,23 @@ async def test_migrations_of_ones_own_follow(empty_database: str) -> None:
     own = Migration(
         20991231000001,
         "own",
-        "create table public.notes (id int); grant select on public.notes to public;",
+        'create table public.notes (id int); grant select on PUBLIC.notes to public; alter table "public".notes '
+        "add a int; alter table agent_session_info add column topic text; comment on table notes is 'In public. Yes.';",
     )
     await upgrade(in_own(empty_database, "sales"), [*backend.migrations(), own])
     assert await rows_of(empty_database, "SELECT schemaname::text FROM pg_tables WHERE tablename = 'notes'") == [
         ("sales",)
     ]
+    topics = "SELECT table_schema::text FROM information_schema.columns WHERE column_name = 'topic'"
+    assert await rows_of(empty_database, topics) == [("sales",)]
+    assert await rows_of(empty_database, "SELECT obj_description('sales.notes'::regclass)") == [("In public. Yes.",)]
     (grants,) = await rows_of(empty_database, "SELECT relacl::text FROM pg_class WHERE relname = 'notes'")
     assert "=r/" in str(grants[0])
 
 
-@pytest.mark.parametrize("name", ["Sales", "pg_own", "1st", "a b", 'a"; drop table x --', "a" * 64, "a.b", "ä"])
+@pytest.mark.parametrize(
+    "name", ["Sales", "pg_own", "1st", "a b", 'a"; drop table x --', "a" * 64, "a.b", "ä", "information_schema"]
+)
 def test_a_name_that_is_none_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_SCHEMA", name)
     with pytest.raises(SettingMissing, match=r"DATABASE_SCHEMA: .* lower-case letters"):

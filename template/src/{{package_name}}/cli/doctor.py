@@ -20,7 +20,7 @@ import typer
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from ..app import EMBEDDED, embedded_server, prepared, server
+from ..app import EMBEDDED, embedded_server, has_dev, prepared, server
 from ..conversation.model import address_of
 from ..sessions import SessionStore, SessionStoreError, SettingMissing, open_store
 from ..sessions.backend import ADDRESSES, NAME, check_server
@@ -144,6 +144,8 @@ def _check_model(settings: Settings) -> Check:
         address_of(settings)
     except SettingMissing as error:
         return Check("model", "fail", "The model cannot be asked.", str(error))
+    if key is None and not has_dev():
+        return Check("model", "fail", "OPENAI_API_KEY is not set, so no model answers.", "Set OPENAI_API_KEY.")
     if key is None:
         what = "OPENAI_API_KEY is not set: the offline model answers, by a few rules."
         return Check("model", "warn", what, "Put OPENAI_API_KEY into .env.")

@@ -29,7 +29,7 @@ async def connect_model(settings: Settings) -> AsyncIterator[Model]:
     key, address = settings.model_key, address_of(settings)
     if key is None:
         raise SettingMissing(
-            "OPENAI_API_KEY is not set. (The offline model is there in a checkout of the project only.)"
+            "OPENAI_API_KEY is not set. Set it: the offline model exists only in a checkout of the project."
         )
     if address is None:
         set_tracing_export_api_key(key.get_secret_value())

@@ -135,7 +135,7 @@ class StoredSession:
         self._check_owner(wrapper)
         await self._retried(lambda: self.store.clear(self.ref))
 
-    # ── What the SDK's compaction looks for (private there; tests/test_sdk_compaction.py pins it) ──
+    # ── What the SDK's compaction looks for (private there; the template's proof pins it) ──
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         return not self._overridden() and await replace_history(self, items)

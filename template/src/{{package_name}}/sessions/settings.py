@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TypeVar, overload
 
+from dotenv.parser import parse_stream
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -126,15 +127,28 @@ def read_settings(kind: type[S]) -> S:
         SettingMissing: A variable has a value that cannot be used; the message names all of them, and no value.
     """
     try:
+        for file in _env_files(kind):
+            _check_syntax(file)
         return kind()
     except UnicodeDecodeError:
         problem = ".env is not UTF-8 text. Save it as UTF-8."
     except OSError as error:
         problem = f"{error.filename or '.env'} cannot be read: {error.strerror}. Make it readable for this user."
     except ValidationError as error:
-        found = (f"{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
+        told = ((each["loc"], each["msg"].removeprefix("Value error, ")) for each in error.errors())
+        found = (f"{'.'.join(map(str, place)).upper()}: {message}" for place, message in told)
         problem = f"Check the environment and .env. {'; '.join(found)}"
     raise SettingMissing(problem)  # out here, so that it does not carry the values along as its context
+
+
+def _check_syntax(file: Path) -> None:
+    """The library would skip such a line, and with it perhaps the address of the server."""
+    if file.is_file():
+        with file.open(encoding="utf-8-sig") as stream:
+            for binding in parse_stream(stream):
+                if binding.error:
+                    line = binding.original.line
+                    raise SettingMissing(f"{file}, line {line} cannot be read. Write NAME=value, and close quotes.")
 
 
 def _env_files(kind: type[BaseSettings]) -> list[Path]:

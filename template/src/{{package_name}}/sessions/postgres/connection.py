@@ -63,7 +63,7 @@ class PostgresSettings(StoreSettings):
     @classmethod
     def _check_schema(cls, name: str) -> str:
         # PostgreSQL cuts longer names, and keeps pg_ for itself.
-        if not re.fullmatch(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", name):
+        if name == "information_schema" or not re.fullmatch(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", name):
             raise ValueError("use 1 to 63 lower-case letters, digits and _, not beginning with a digit or pg_")
         return name
 
@@ -93,13 +93,16 @@ class PostgresSettings(StoreSettings):
         return self.address.where
 
 
+_PUBLIC = re.compile(r'(?:\bpublic|"public")\.(?=[\w"])', re.IGNORECASE)
+
+
 @cache
 def in_schema(sql: str, schema: str) -> str:
     """SQL of this app, which is written for the schema public, for another schema.
 
     Only qualified names change (`public.agent_sessions`), not the role PUBLIC.
     """
-    return sql if schema == "public" else re.sub(r"\bpublic\.", f'"{schema}".', sql)
+    return sql if schema == "public" else _PUBLIC.sub(f'"{schema}".', sql)
 
 
 def read_opening(answer: Sequence[str | None]) -> str | None:

@@ -78,6 +78,8 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             cut = code[:2] == "08" or code[:4] == "57P0"
             return StoreUnavailable(f"{server} cannot serve now: {problem}.", maybe_applied=sent and cut)
     match error:
+        case asyncpg.DataError() if not sent:
+            return SettingMissing(f"{settings.variable}: {server} refuses the value of a parameter. Correct it.")
         case asyncpg.DataError():  # its message quotes the value
             return SessionStoreError(f"{server}: a value of this call cannot be stored (half a surrogate pair?).")
         case asyncpg.PostgresError() if not sent:

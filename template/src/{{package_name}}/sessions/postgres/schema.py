@@ -210,6 +210,8 @@ async def _seen(connection: asyncpg.Connection, history: History) -> dict[int, t
 
 async def _apply(connection: asyncpg.Connection, migration: Migration, history: History, schema: str) -> None:
     try:
+        if schema != "public":  # names without a schema, in migrations of your own, mean this one too
+            await connection.execute(f'SET LOCAL search_path TO "{schema}", public')
         await connection.execute(in_schema(migration.sql, schema))
     except asyncpg.PostgresError as error:
         # An error that a migration raises on purpose says in its hint what to do.
