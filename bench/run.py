@@ -10,8 +10,11 @@ import gc
 import importlib
 import sys
 import tempfile
+import tracemalloc
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -19,13 +22,16 @@ from urllib.parse import urlsplit
 
 from my_agent.dev import server as devserver
 from proof.support.relay import Relay
-from side import Items, Side
+from side import Goal, Items, Make, Side
 
 backend = importlib.import_module(f"sides_{sys.argv[1]}")
 
+CLIENTS = (1, 16, 64)
 ROUNDS = 5
-SECONDS = 0.5
+SECONDS = 0.4
 """Length of one measurement; each operation is measured in every round, the sides in turn."""
+SESSIONS = 2000
+"""How many objects tell what one takes in memory."""
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 32
 PROMPT = {"role": "user", "content": TEXT}
@@ -48,11 +54,17 @@ async def turn(side: Side) -> None:
     await side.add_items(THREE)
 
 
-OPERATIONS: dict[str, Callable[[Side], Awaitable[object]]] = {
-    "append 2": lambda side: side.add_items(TWO),
-    "read 20": lambda side: side.get_items(20),
-    "pop": lambda side: side.pop_item(),
-    "turn": turn,
+def same(operation: Callable[[Side], Awaitable[object]]) -> Callable[[Make], Callable[[], Awaitable[object]]]:
+    """An operation of one session object that is kept."""
+    return lambda make: partial(operation, make())
+
+
+OPERATIONS: dict[str, Callable[[Make], Callable[[], Awaitable[object]]]] = {
+    "append 2": same(lambda side: side.add_items(TWO)),
+    "read 20": same(lambda side: side.get_items(20)),
+    "pop": same(lambda side: side.pop_item()),
+    "turn": same(turn),
+    "request": lambda make: lambda: turn(make()),  # a web request: a new session object, and a turn
 }
 
 Cell = tuple[int, str, str]
@@ -62,17 +74,17 @@ async def measure(environment: Mapping[str, str]) -> dict[Cell, tuple[float, flo
     """For each (clients, operation, side): median latency in µs, operations a second."""
     latencies: dict[Cell, list[float]] = defaultdict(list)
     rates: dict[Cell, list[float]] = defaultdict(list)
-    for clients in (1, 16):
+    for clients in CLIENTS:
         for round_number in range(ROUNDS):
             # New connections each round: where the kernel puts a server process decides much of its latency.
             async with backend.sides(environment, clients) as all_sides:
-                for sessions in all_sides.values():
-                    await asyncio.gather(*(session.add_items(THREE * 100) for session in sessions))
+                for makes in all_sides.values():
+                    await asyncio.gather(*(make().add_items(THREE * 100) for make in makes))
                 for name, operation in OPERATIONS.items():
                     order = list(all_sides.items())
-                    for side, sessions in order[round_number % len(order) :] + order[: round_number % len(order)]:
+                    for side, makes in order[round_number % len(order) :] + order[: round_number % len(order)]:
                         cell = (clients, name, side)
-                        times, elapsed = await run(operation, sessions)
+                        times, elapsed = await run([operation(make) for make in makes])
                         latencies[cell] += times
                         rates[cell].append(len(times) / elapsed)
             print(".", end="", flush=True, file=sys.stderr)
@@ -80,69 +92,115 @@ async def measure(environment: Mapping[str, str]) -> dict[Cell, tuple[float, flo
     return {cell: (median(times) * 1e6, median(rates[cell])) for cell, times in latencies.items()}
 
 
-async def run(operation: Callable[[Side], Awaitable[object]], sessions: list[Side]) -> tuple[list[float], float]:
-    """Every session works at once for `SECONDS`; the time of each operation, and of all, in seconds."""
+async def run(calls: list[Callable[[], Awaitable[object]]]) -> tuple[list[float], float]:
+    """Every client works at once for `SECONDS`; the time of each operation, and of all, in seconds."""
     times: list[float] = []
 
-    async def client(session: Side) -> None:
+    async def client(call: Callable[[], Awaitable[object]]) -> None:
         end = perf_counter() + SECONDS
         while (start := perf_counter()) < end:
-            await operation(session)
+            await call()
             times.append(perf_counter() - start)
 
     for _ in range(8):  # connections are opened, statements prepared and planned for good
-        await asyncio.gather(*map(operation, sessions))
+        await asyncio.gather(*(call() for call in calls))
     start = perf_counter()
-    await asyncio.gather(*map(client, sessions))
+    await asyncio.gather(*map(client, calls))
     return times, perf_counter() - start
 
 
-async def round_trips(environment: Mapping[str, str]) -> dict[tuple[str, str], int]:
-    """For each (operation, side): round trips of one warm call, counted on the wire."""
-    url = environment[backend.ADDRESS]
-    parts = urlsplit(url)
-    relay = Relay(parts.hostname or "", parts.port or 0)
-    async with relay.running(), backend.sides({**environment, backend.ADDRESS: relay.url(url)}, 1) as all_sides:
-        return await count_trips(all_sides, relay)
+Cost = tuple[int, int]
+"""Round trips, and bytes in both directions, of one warm call."""
 
 
-async def count_trips(all_sides: Mapping[str, list[Side]], relay: Relay) -> dict[tuple[str, str], int]:
+async def costs(environment: Mapping[str, str]) -> dict[tuple[str, str], Cost]:
+    """For each (operation, side), counted on the wire."""
     counts = {}
-    for side, (session,) in all_sides.items():
-        for name, operation in OPERATIONS.items():
-            for _ in range(3):
-                await operation(session)
-            before = relay.round_trips
-            await operation(session)
-            counts[name, side] = relay.round_trips - before
+    async with relayed(environment, 1) as (all_sides, relay):
+        for side, (make,) in all_sides.items():
+            await make().add_items(THREE * 10)
+            for name, operation in OPERATIONS.items():
+                call = operation(make)
+                for _ in range(3):
+                    await call()
+                before = relay.round_trips, relay.bytes
+                await call()
+                counts[name, side] = relay.round_trips - before[0], relay.bytes - before[1]
     return counts
 
 
-HEADINGS = "clients | ours p50 | sdk p50 | floor p50 | ours/s | sdk/s | p50 x sdk | thr. x sdk | p50/floor | trips"
+async def footprint(environment: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """For each side: connections that 64 busy clients hold, and bytes of memory that a session object takes."""
+    found = {}
+    clients = CLIENTS[-1]
+    async with relayed(environment, clients) as (all_sides, relay):
+        for side, makes in all_sides.items():
+            before = relay.connections
+            operations = [OPERATIONS["turn"](make) for make in makes]
+            for _ in range(5):
+                await asyncio.gather(*(call() for call in operations))
+            held = relay.connections - before
+            tracemalloc.start()
+            objects = [makes[0]() for _ in range(SESSIONS)]
+            memory, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            # The floor's were opened before.
+            found[side] = (held or clients, memory // len(objects))
+    return found
 
 
-def report(results: dict[Cell, tuple[float, float]], trips: dict[tuple[str, str], int]) -> None:
-    """A table. A goal that was missed is marked with !; trips are ours, the SDK's, the floor's."""
+@asynccontextmanager
+async def relayed(environment: Mapping[str, str], clients: int) -> AsyncIterator[tuple[dict[str, list[Make]], Relay]]:
+    """The sides, through a relay that counts."""
+    url = environment[backend.ADDRESS]
+    parts = urlsplit(url)
+    relay = Relay(parts.hostname or "", parts.port or 0)
+    async with relay.running(), backend.sides({**environment, backend.ADDRESS: relay.url(url)}, clients) as all_sides:
+        yield all_sides, relay
 
-    def marked(value: float, reached: bool, digits: int = 1) -> str:
-        return f"{value:.{digits}f}{' ' if reached else '!'}"
 
-    print("".join(f"{heading:>12}" for heading in ("", *HEADINGS.split(" | "))))
-    for name, (p50_1, p50_16, rate_16, floor_1) in backend.GOALS.items():
-        for clients in (1, 16):
+HEADINGS = "clients | ours p50 | sdk p50 | floor p50 | ours/s | sdk/s | p50 x sdk | goal | p50/floor | goal"
+ROW = "{:>10}{:>9}{:>12}{:>12}{:>12}{:>10}{:>10}{:>12}{:>7}{:>12}{:>7}"
+BESIDE = "{:>10}{:>16}{:>24}"
+
+
+def report(results: dict[Cell, tuple[float, float]]) -> None:
+    """Times and ratios. A goal that was missed is marked with !."""
+    print(ROW.format("", *HEADINGS.split(" | ")))
+    goals: Mapping[str, Goal] = backend.GOALS
+    for name, goal in goals.items():
+        for clients, times in zip(CLIENTS, goal.sdk, strict=True):
             ours, ours_rate = results[clients, name, "ours"]
             floor, _ = results[clients, name, "floor"]
-            cells = {"": name, "clients": str(clients), "ours p50": f"{ours:.0f} µs", "floor p50": f"{floor:.0f} µs"}
-            cells |= {"ours/s": f"{ours_rate:.0f}"}
-            cells["p50/floor"] = marked(ours / floor, clients != 1 or ours / floor <= floor_1, digits=2)
-            if theirs := results.get((clients, name, "sdk")):
-                sdk, sdk_rate = theirs
-                cells |= {"sdk p50": f"{sdk:.0f} µs", "sdk/s": f"{sdk_rate:.0f}"}
-                cells["p50 x sdk"] = marked(sdk / ours, sdk / ours >= (p50_1 if clients == 1 else p50_16))
-                cells["thr. x sdk"] = marked(ours_rate / sdk_rate, clients == 1 or ours_rate / sdk_rate >= rate_16)
-            counted = (trips.get((name, side)) for side in ("ours", "sdk", "floor"))
-            cells["trips"] = " ".join("-" if count is None else str(count) for count in counted)
-            print("".join(f"{cells.get(heading, '-'):>12}" for heading in ("", *HEADINGS.split(" | "))))
+            sdk, sdk_rate = results.get((clients, name, "sdk"), (0.0, 0.0))
+            bound = goal.floor if clients == 1 else 0
+            print(
+                ROW.format(
+                    name,
+                    clients,
+                    f"{ours:.0f} µs",
+                    f"{sdk:.0f} µs" if sdk else "-",
+                    f"{floor:.0f} µs",
+                    f"{ours_rate:.0f}",
+                    f"{sdk_rate:.0f}" if sdk else "-",
+                    f"{sdk / ours:.1f}" if sdk else "-",
+                    f"{times:g}{'!' if sdk / ours < times else ''}" if times else "",
+                    f"{ours / floor:.2f}",
+                    f"{bound:g}{'!' if ours / floor > bound else ''}" if bound else "",
+                )
+            )
+
+
+def report_costs(counted: Mapping[tuple[str, str], Cost], held: Mapping[str, tuple[int, int]]) -> None:
+    """What an operation and an object cost: ours, the SDK's, the floor's."""
+    every = [side for side in ("ours", "sdk", "floor") if side in held]
+    print(f"\n{' / '.join(every)}\n")
+    print(BESIDE.format("", "round trips", "bytes on the wire"))
+    for name in OPERATIONS:
+        trips, size = (" / ".join(str(counted[name, side][place]) for side in every) for place in (0, 1))
+        print(BESIDE.format(name, trips, size))
+    connections, memory = (" / ".join(str(held[side][place]) for side in every) for place in (0, 1))
+    print(f"\nconnections of {CLIENTS[-1]} clients: {connections}; bytes of a session object: {memory}")
 
 
 def main() -> None:
@@ -153,10 +211,12 @@ def main() -> None:
             tempfile.TemporaryDirectory(prefix="bench-") as folder,
             devserver.start(Path(folder) / "dev", durable=durable) as server,
         ):
-            trips = asyncio.run(round_trips(server.environment))
+            counted = asyncio.run(costs(server.environment))
+            held = asyncio.run(footprint(server.environment))
             results = asyncio.run(measure(server.environment))
         print(f"\n{backend.NAME}, {mode}; both ends on one machine, items of 1.5 kB\n")
-        report(results, trips)
+        report(results)
+        report_costs(counted, held)
     print("\nA ! marks a goal that was missed.")
 
 

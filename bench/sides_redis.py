@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from agents.extensions.memory import RedisSession as SdkSession
-from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, parse_url
 
-from my_agent.sessions import RedisSettings, open_store
-from side import Encoder, Items, Side
+from my_agent.sessions import RedisSession
+from side import Encoder, Goal, Items, Make
 
 NAME = "Redis (Valkey)"
 ADDRESS = "REDIS_URL"
 MODES = {"file written every second": True}
 
-# As in sides_postgres.py. The SDK's pop is one bare RPOP, so there is no goal for it.
 GOALS = {
-    "append 2": (3.8, 5, 5, 1.7),
-    "read 20": (1.2, 1.4, 1.4, 1.4),
-    "pop": (0, 0, 0, 99),
-    "turn": (2.8, 3.3, 3.3, 1.7),
+    "append 2": Goal((5, 15, 25), 1.7),
+    "read 20": Goal((1.8, 4, 4), 1.4),
+    "pop": Goal((1.3, 5, 5), 0),
+    "turn": Goal((4, 6, 6), 1.7),
+    "request": Goal((0, 0, 0), 0),
 }
 
 
@@ -56,21 +57,21 @@ class Floor:
 
 
 @asynccontextmanager
-async def sides(environment: Mapping[str, str], clients: int) -> AsyncIterator[dict[str, list[Side]]]:
-    """For each side, one session per client, over as many connections as there are clients."""
+async def sides(environment: Mapping[str, str], clients: int) -> AsyncIterator[dict[str, list[Make]]]:
+    """For each side, a conversation per client; the others have as many connections as there are clients."""
     url = environment[ADDRESS]
-    settings = RedisSettings(redis_url=SecretStr(url), redis_pool_max=clients)
+    os.environ[ADDRESS] = url
     connections = [Connection(**parse_url(url), decode_responses=True) for _ in range(clients)]
     for connection in connections:
         await connection.connect()
     idle = list(connections)
     client = Redis.from_url(url, max_connections=clients)
     names = [f"bench-{clients}-{n}" for n in range(clients)]
-    async with open_store(settings) as store:
+    async with RedisSession("keeps the connections open"):
         yield {
-            "ours": [store.session(name) for name in names],
-            "sdk": [SdkSession(name, redis_client=client) for name in names],
-            "floor": [Floor(idle, name) for name in names],
+            "ours": [partial(RedisSession, name) for name in names],
+            "sdk": [partial(SdkSession, name, redis_client=client) for name in names],
+            "floor": [partial(Floor, idle, name) for name in names],
         }
         await client.flushall()
     await client.aclose()

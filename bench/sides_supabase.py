@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from uuid import uuid4
 
 import httpx
-from pydantic import SecretStr
 
-from my_agent.sessions import SupabaseSettings, backend, open_store
+from my_agent.sessions import SupabaseSession, backend
 from my_agent.settings import Settings
-from side import Encoder, Items, Side
+from side import Encoder, Goal, Items, Make
 
 NAME = "Supabase (PostgREST 12 behind the development gateway)"
 ADDRESS = "SUPABASE_URL"
 MODES = {"fsync on": True}
 
-# As in sides_postgres.py: any operation at most 1.2 times the bare call.
-GOALS = {name: (0, 0, 0, 1.2) for name in ("append 2", "read 20", "pop", "turn")}
+# Any operation at most 1.2 times the bare call.
+GOALS = {name: Goal((0, 0, 0), 1.2) for name in ("append 2", "read 20", "pop", "turn", "request")}
 
 
 class Floor:
@@ -48,19 +49,20 @@ class Floor:
 
 
 @asynccontextmanager
-async def sides(environment: Mapping[str, str], clients: int) -> AsyncIterator[dict[str, list[Side]]]:
-    """For each side, one session per client, over as many connections as there are clients."""
+async def sides(environment: Mapping[str, str], clients: int) -> AsyncIterator[dict[str, list[Make]]]:
+    """For each side, a conversation per client, over as many connections as there are clients."""
     await backend.upgrade(Settings().with_environment(environment))
     url, key = environment["SUPABASE_URL"], environment["SUPABASE_KEY"]
-    settings = SupabaseSettings(supabase_url=url, supabase_key=SecretStr(key), supabase_pool_max=clients)
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    os.environ.update(environment, SUPABASE_POOL_MAX=str(clients))
+    # The gateway closes connections that are idle for longer.
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients, keepalive_expiry=2)
     headers = {"apikey": key, "Authorization": f"Bearer {key}"}
     names = [f"bench-{clients}-{n}" for n in range(clients)]
     async with (
         httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=30, trust_env=False) as client,
-        open_store(settings) as store,
+        SupabaseSession("keeps the connections open"),
     ):
         yield {
-            "ours": [store.session(name) for name in names],
-            "floor": [Floor(client, name) for name in names],
+            "ours": [partial(SupabaseSession, name) for name in names],
+            "floor": [partial(Floor, client, name) for name in names],
         }

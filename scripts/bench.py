@@ -15,9 +15,12 @@ EXTRAS = {"postgres": ("--with", "sqlalchemy[asyncio]"), "redis": (), "supabase"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backends", nargs="*", default=list(EXTRAS))
-    for backend in parser.parse_args().backends:
+    parser.add_argument("--items", type=int, help="measure a store of so many items, beside one of few")
+    chosen = parser.parse_args()
+    for backend in chosen.backends:
         folder = fresh_project(BUILD / "bench" / backend, backend=backend)
-        command = ["uv", "run", "--quiet", *EXTRAS[backend], "python", str(ROOT / "bench" / "run.py"), backend]
+        what = ["many.py", backend, str(chosen.items)] if chosen.items else ["run.py", backend]
+        command = ["uv", "run", "--quiet", *EXTRAS[backend], "python", f"{ROOT}/bench/{what[0]}", *what[1:]]
         environment = {**tool_environment(), "PYTHONPATH": str(ROOT)}  # for what it shares with the proof
         if code := subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
             sys.exit(code)

@@ -25,8 +25,7 @@ def main() -> None:
         print(f"\n{backend}\n", flush=True)
         folder = fresh_project(BUILD / "chaos" / backend, backend=backend)
         with tempfile.TemporaryDirectory(prefix="chaos-") as place:
-            python = lay_proof(Path(place), folder)
-            command = [*python[: python.index("pytest")], "proof.support.chaos", *amounts]
+            command = [*lay_proof(Path(place), folder), "proof.support.chaos", *amounts]
             if subprocess.run(command, cwd=place, env=tool_environment(), check=False).returncode:
                 failed.append(backend)
     if failed:
