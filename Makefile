@@ -6,6 +6,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A virtual environment that happens to be active is not ours to use.
 unexport VIRTUAL_ENV
+# Set in many container images. Then every command of every test would compile the whole SDK anew, which doubles its time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test prove lint format bench chaos clean
@@ -17,7 +19,7 @@ demo: .venv/ready  ## render a project and talk to its agent in two processes (B
 	@$(BIN)/python scripts/demo.py --backend $(or $(BACKEND),postgres)
 
 test: lint  ## run all tests: the template, and every rendered project's own on a real server
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=12
+	$(BIN)/python -m pytest -n 2 --maxschedchunk 1 --durations=12
 
 prove: .venv/ready  ## run proof/ on one backend (BACKEND=postgres|redis|supabase, ENCRYPTION=true, NEWEST=true; ONLY=word for some files) or on your PROJECT=../my-agent
 	@$(BIN)/python scripts/prove.py $(or $(BACKEND),postgres) $(if $(ONLY),--only $(ONLY)) $(if $(ENCRYPTION),--encryption) $(if $(NEWEST),--newest) $(if $(PROJECT),--project $(PROJECT))
@@ -31,8 +33,8 @@ format: .venv/ready  ## format this repository
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (some minutes; best on a quiet machine; BACKEND=… for one)
-	@$(BIN)/python scripts/bench.py $(BACKEND)
+bench: .venv/ready  ## compare speed with the SDK's sessions and the bare driver (some minutes; best on a quiet machine; BACKEND=… for one, ITEMS=… for a store of many)
+	@$(BIN)/python scripts/bench.py $(BACKEND) $(if $(ITEMS),--items $(ITEMS))
 
 chaos: .venv/ready  ## break real servers 200 times while sessions are written; nothing may be lost (2 minutes; BACKEND=… for one)
 	@$(BIN)/python scripts/chaos.py $(BACKEND)

@@ -15,8 +15,14 @@ import yaml
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
 
-PROOF_FOLDERS = {"postgres": ("sql", "postgres"), "redis": ("redis",), "supabase": ("sql", "supabase")}
-"""Which folders of `proof/` fit one backend only."""
+PROOF_FOLDERS = {
+    "postgres": ("credentials", "sql", "postgres"),
+    "redis": ("credentials", "redis"),
+    "supabase": ("sql", "supabase"),
+}
+"""Which folders of `proof/` do not fit every backend."""
+PYTEST = ("pytest", "-q", "-n", "2", "-c", "proof/pytest.ini", "--rootdir", ".")
+"""Runs the proof where `lay_proof` has put it; files of it may follow."""
 
 
 def fresh_project(folder: Path, **answers: str) -> Path:
@@ -41,7 +47,7 @@ def lay_proof(target: Path, project: Path) -> list[str]:
     """Put the part of `proof/` that fits a project into the folder `target`; the project is not touched.
 
     Returns:
-        The command that runs it, in `target`, in the project's environment. Files of the proof may follow.
+        The beginning of a command for `target`, in the project's environment: a module follows, or `PYTEST`.
     """
     answers = yaml.safe_load((project / ".copier-answers.yml").read_text())
     others = {name for names in PROOF_FOLDERS.values() for name in names} - {*PROOF_FOLDERS[answers["backend"]]}
@@ -59,8 +65,7 @@ def lay_proof(target: Path, project: Path) -> list[str]:
             text = file.read_text()
             file.write_text(re.sub(r"\bmy_agent\b", package, text).replace("my-agent", package.replace("_", "-")))
     needs = ["--with-requirements", str(proof / "requirements.txt")]
-    run = ["uv", "run", "--quiet", "--project", str(project), *needs, "python", "-m"]
-    return [*run, "pytest", "-q", "-n", "2", "-c", str(proof / "pytest.ini"), "--rootdir", str(target)]
+    return ["uv", "run", "--quiet", "--project", str(project), *needs, "python", "-m"]
 
 
 def tool_environment() -> dict[str, str]:

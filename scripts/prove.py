@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from project import BUILD, PROOF_FOLDERS, fresh_project, lay_proof, tool_environment
+from project import BUILD, PROOF_FOLDERS, PYTEST, fresh_project, lay_proof, tool_environment
 
 PINNED = ["asyncpg", "httpx", "openai-agents", "redis[hiredis]", "supabase"]
 """What projects have an upper bound for."""
@@ -41,7 +41,7 @@ def main() -> None:
         chosen = [file for file in files if arguments.only is None or arguments.only in file]
         if not chosen:
             sys.exit(f"No file of proof/ has {arguments.only!r} in its path. There are: {', '.join(files)}")
-        done = subprocess.run([*command, *more, *chosen], cwd=folder, env=tool_environment(), check=False)
+        done = subprocess.run([*command, *PYTEST, *more, *chosen], cwd=folder, env=tool_environment(), check=False)
     sys.exit(done.returncode)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -82,12 +83,17 @@ class Project:
 def clean_environment() -> dict[str, str]:
     """What a new user's shell has: nothing of ours, and git with a name."""
     settings = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "SHOW_", "DEV_SERVER")
-    ours = (*settings, "VIRTUAL_ENV", "TEST_", "PYTEST_", "GIT_")
+    ours = (*settings, "VIRTUAL_ENV", "TEST_", "PYTEST_", "GIT_", "PYTHONDONTWRITEBYTECODE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     who = {"NAME": "Ada", "EMAIL": "ada@example.com"}
     identity = {f"GIT_{role}_{name}": value for role in ("AUTHOR", "COMMITTER") for name, value in who.items()}
     path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])  # uv and our tools
     return {**environment, **identity, "GIT_CONFIG_GLOBAL": os.devnull, "PATH": path}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that no worker has to finish alone."""
+    items.sort(key=lambda item: not (item.path.name == "test_project.py" or item.name.endswith("_typed")))
 
 
 @pytest.fixture(autouse=True)
@@ -114,29 +120,55 @@ def commit_all(folder: Path, message: str, tag: str | None = None) -> None:
         git(folder, "tag", tag)
 
 
-def copy_working_tree(target: Path) -> Path:
-    """Everything that is tracked or could be, uncommitted changes included."""
-    for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+def copy_working_tree(target: Path, *parts: str) -> Path:
+    """Everything that is tracked or could be, uncommitted changes included; only these parts if some are named."""
+    for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "--", *parts).splitlines():
         if (ROOT / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
     return target
 
 
+OF_COPIER = ("copier.yml", "template")
+"""What Copier reads of this repository: without the rest, it clones it sooner."""
+
+
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git repository with the working tree as its one release."""
-    folder = copy_working_tree(tmp_path_factory.mktemp("template"))
-    commit_all(folder, "The working tree", tag="v1.0.0")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run for what is made once for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that whoever asks first makes; the others wait for it. Nobody changes it afterwards."""
+    done = folder.with_name(f"{folder.name}.done")
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one who failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
     return folder
 
 
 @pytest.fixture(scope="session")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(shared: Path) -> Path:
+    """A git repository with the working tree as its one release."""
+
+    def make(folder: Path) -> None:
+        commit_all(copy_working_tree(folder, *OF_COPIER), "The working tree", tag="v1.0.0")
+
+    return once(shared / "template", make)
+
+
+@pytest.fixture(scope="session")
+def releases(shared: Path) -> Path:
     """The template with all its releases. Never changed: a test that adds one clones it."""
     from .lifetime import rebuild_releases  # which builds on this module
 
-    return rebuild_releases(tmp_path_factory.mktemp("releases") / "template")
+    return once(shared / "releases", rebuild_releases)
 
 
 def missing(reason: str) -> NoReturn:
@@ -232,17 +264,29 @@ def render(template: Path, tmp_path: Path) -> Render:
 
 
 @pytest.fixture(scope="session")
-def installed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
-    """Renders a variant once for all tests of this worker, and installs it."""
-    projects: dict[str, Project] = {}
+def rendered(template: Path, shared: Path) -> Install:
+    """Renders a variant once, to look at."""
 
-    def install(variant: str) -> Project:
+    def rendered(variant: str) -> Project:
         variant = rendered_as(variant)
-        if variant not in projects:
-            folder = tmp_path_factory.mktemp(variant)
-            copier.run_copy(str(template), folder, data=VARIANTS[variant], defaults=True, quiet=True, overwrite=True)
-            projects[variant] = Project(folder)
-            projects[variant].run("uv", "sync", "--quiet")
-        return projects[variant]
 
-    return install
+        def make(folder: Path) -> None:
+            copier.run_copy(str(template), folder, data=VARIANTS[variant], defaults=True, quiet=True, overwrite=True)
+
+        return Project(once(shared / f"{variant}-rendered", make))
+
+    return rendered
+
+
+@pytest.fixture(scope="session")
+def installed(rendered: Install, shared: Path) -> Install:
+    """Installs a variant once, to run it; tests of both workers may do so at the same time."""
+
+    def installed(variant: str) -> Project:
+        def make(folder: Path) -> None:
+            shutil.copytree(rendered(variant).path, folder, dirs_exist_ok=True)
+            Project(folder).run("uv", "sync", "--quiet")
+
+        return Project(once(shared / rendered_as(variant), make))
+
+    return installed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,7 +14,7 @@ import copier
 import pytest
 import yaml
 
-from .conftest import ROOT, Project, clean_environment, commit_all, copy_working_tree, git
+from .conftest import OF_COPIER, ROOT, Project, clean_environment, commit_all, copy_working_tree, git, once
 
 NOW = "v1000.0.0"
 """The working tree as a release, the newest one."""
@@ -66,17 +68,26 @@ STARTS = [(release, backend) for release in (*RELEASES, _previous()) for backend
 STARTS_IDS = [f"{release.tag}-{backend}" for release, backend in STARTS]
 
 
-def rebuild_releases(folder: Path) -> Path:
-    """A clone of this repository with a tag for every release, the working tree as the newest."""
-    git(ROOT, "clone", "-q", "--no-hardlinks", str(ROOT), str(folder))
-    for release in (*RELEASES, _previous()):
+def rebuild_releases(folder: Path) -> None:
+    """A repository with a tag for every release, the working tree as the newest; of each, what Copier reads."""
+    releases = (*RELEASES, _previous())
+    for release in releases:
         if not release.is_here:
             # A shallow clone is a choice, not a missing component.
             pytest.skip(f"{release.commit} of tests/releases.toml is not in this clone: git fetch --unshallow")
-        git(folder, "tag", "--force", release.tag, release.commit)
-    git(folder, "rm", "-rq", "--ignore-unmatch", ".")
-    copy_working_tree(folder)
-    commit_all(folder, "The working tree", tag=NOW)
+    for release in releases:
+        archive = subprocess.run(
+            ["git", "archive", release.commit, *OF_COPIER], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        ).stdout
+        subprocess.run(["tar", "-x"], cwd=_emptied(folder), input=archive, check=True)
+        commit_all(folder, release.tag, tag=release.tag)
+    commit_all(copy_working_tree(_emptied(folder), *OF_COPIER), "The working tree", tag=NOW)
+
+
+def _emptied(folder: Path) -> Path:
+    for name in OF_COPIER:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 
@@ -88,8 +99,15 @@ def clone(template: Path, folder: Path) -> Path:
 
 def start(template: Path, folder: Path, tag: str = NOW, **answers: Any) -> Project:
     """A project made from a release, committed."""
-    copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True, vcs_ref=tag)
-    commit_all(folder, "Start")
+
+    def make(target: Path) -> None:
+        copier.run_copy(str(template), target, data=answers, defaults=True, quiet=True, vcs_ref=tag)
+        commit_all(target, "Start")
+
+    # The same project comes out each time, unless the template got another release.
+    what = repr((git(template, "rev-parse", "HEAD"), tag, sorted(answers.items())))
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    shutil.copytree(once(template.parent / f"start-{name}", make), folder, symlinks=True)
     return Project(folder)
 
 

@@ -12,7 +12,6 @@ from .conftest import Install, commit_all, embedded_server, git
 from .lifetime import (
     BACKENDS,
     COPIED_ONCE,
-    MIGRATIONS,
     NOW,
     assert_kept,
     assert_no_conflict,
@@ -38,9 +37,9 @@ def test_an_untouched_project_gets_and_loses_encryption(
     assert_same(project, start(releases, tmp_path / "fresh", backend=backend, encryption=new))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("old", "new"), ON_AND_OFF)
-def test_what_users_change_is_kept(releases: Path, tmp_path: Path, old: bool, new: bool, backend: str) -> None:
+def test_what_users_change_is_kept(releases: Path, tmp_path: Path, old: bool, new: bool) -> None:
+    backend = "postgres"
     project = start(releases, tmp_path / "project", backend=backend, encryption=old)
     own = make_own(project, backend)
     update(project, encryption=new)
@@ -50,10 +49,11 @@ def test_what_users_change_is_kept(releases: Path, tmp_path: Path, old: bool, ne
     assert_same(project, fresh, but=own.keys() | COPIED_ONCE)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_conversations_are_encrypted_and_decrypted_as_the_page_says(
-    releases: Path, tmp_path: Path, installed: Install, backend: str
+    releases: Path, tmp_path: Path, installed: Install
 ) -> None:
+    """On one backend: proof/encryption/test_cli.py runs these commands on each."""
+    backend = "postgres"
     project = start(releases, tmp_path / "project", backend=backend)
     project.run("uv", "sync", "--quiet")
     commit_all(project.path, "With the lock file")
@@ -66,8 +66,7 @@ def test_conversations_are_encrypted_and_decrypted_as_the_page_says(
         def items(**environment: str) -> list[str]:
             return project.run(agent, "sessions", "show", "s", "--json", **server, **environment).splitlines()
 
-        if backend in MIGRATIONS:
-            project.run(agent, "db", "upgrade", **server)
+        project.run(agent, "db", "upgrade", **server)
         chat("My name is Ada")
         before = items()
 

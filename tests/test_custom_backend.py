@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from project import lay_proof
+from project import PYTEST, lay_proof
 
 from .conftest import ROOT, Install, Project
 from .test_project import passed
@@ -24,7 +24,7 @@ def test_the_example_keeps_the_whole_contract(installed: Install, tmp_path: Path
     folder = shutil.copytree(EXAMPLE, tmp_path / "proof/custom_backend")
     file = folder / "test_sqlite_store.py"
     file.write_text(file.read_text().replace("tests.test_sessions", "proof.contract.test_contract"))
-    assert passed(Project(tmp_path).run(*command, str(file), PYTHONPATH=str(folder))) > 90
+    assert passed(Project(tmp_path).run(*command, *PYTEST, str(file), PYTHONPATH=str(folder))) > 90
 
 
 def test_the_example_is_checked_like_the_project(installed: Install, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from .conftest import Project, commit_all, copy_working_tree
 
 
-@pytest.mark.xdist_group("demo")
 def test_the_demo_remembers_across_processes(tmp_path: Path) -> None:
     clone = tmp_path / "clone of it"
     commit_all(copy_working_tree(clone), "The working tree")
@@ -31,7 +30,6 @@ def test_the_demo_remembers_across_processes(tmp_path: Path) -> None:
     assert status.stdout == "", "the demo left files that git would commit"
 
 
-@pytest.mark.xdist_group("demo")
 @pytest.mark.parametrize(("backend", "name"), [("redis", "Redis"), ("supabase", "Supabase")])
 def test_the_demo_remembers_on_every_backend(backend: str, name: str, tmp_path: Path) -> None:
     clone = tmp_path / "clone"

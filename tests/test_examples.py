@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from .conftest import ROOT, Install, Project, embedded_server
 
@@ -41,29 +40,23 @@ def running(installed: Install, tmp_path_factory: pytest.TempPathFactory) -> Ite
             if backend not in projects:
                 project = installed(backend)
                 server = servers.enter_context(embedded_server(project, tmp_path_factory.mktemp(f"{backend}-server")))
-                if backend.endswith("-encrypted"):
-                    new_key = project.run("uv", "run", "my-agent", "sessions", "new-key")
-                    server["SESSION_ENCRYPTION_KEYS"] = new_key.strip()
                 projects[backend] = project, server
-                if not backend.startswith("redis"):
+                if backend != "redis":
                     project.run("uv", "run", "my-agent", "db", "upgrade", **server)
             return projects[backend]
 
         yield run
 
 
-def of(backend: str, *more: str) -> ParameterSet:
-    """Arguments of a test. Those of a backend share a worker, so that its server starts once."""
-    return pytest.param(backend, *more, marks=pytest.mark.xdist_group(f"examples-{backend}"))
-
-
 @pytest.mark.parametrize("block", shown(), ids=name_of)
-@pytest.mark.parametrize("backend", [of(name) for name in ("postgres", "redis", "supabase", "redis-encrypted")])
-def test_a_program_prints_what_the_page_shows(running: Running, backend: str, block: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
+def test_a_program_prints_what_the_page_shows(
+    running: Running, tmp_path: Path, backend: str, block: list[tuple[str, str]]
+) -> None:
     project, server = running(backend)
     for command, output in block:
-        words = f"uv run --quiet python {APPS}/{command} 2>errors || cat errors; rm errors"
-        assert project.run("bash", "-c", words, **server) == output, command
+        words = f"uv run --quiet --project {project.path} python {APPS}/{command} 2>errors || cat errors"
+        assert Project(tmp_path).run("bash", "-c", words, **server) == output, command
 
 
 def test_the_page_shows_every_program() -> None:
@@ -72,7 +65,6 @@ def test_the_page_shows_every_program() -> None:
     assert all(len(file.read_text().splitlines()) <= 100 for file in APPS.glob("*.py"))
 
 
-@pytest.mark.xdist_group("examples-postgres")
 def test_a_program_runs_under_another_name_without_any_server(installed: Install) -> None:
     project = installed("apache")
     package = next((project.path / "src").iterdir()).name
@@ -121,7 +113,7 @@ def address_of_an_old_app(project: Project, server: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(
     ("backend", "kind"),
-    [of("postgres", "server"), of("supabase", "server"), of("redis", "sqlite")],
+    [("postgres", "server"), ("supabase", "server"), ("redis", "sqlite")],
 )
 def test_what_sqlalchemy_session_stored_comes_over_exactly(
     running: Running, tmp_path: Path, backend: str, kind: str

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path, PurePath
 
 import pytest
-from project import lay_proof
+from project import PYTEST, lay_proof
 
 from . import pgbouncer
 from .conftest import PRESETS, ROOT, Install, Project, Render, installed_program, missing
@@ -30,18 +30,26 @@ def test_its_own_tests_pass(installed: Install, backend: str) -> None:
     assert passed(installed(backend).run("uv", "run", "pytest", "-q")) > 90
 
 
-# About code that is the same for every backend, and uses a store as any other: proven on the fastest one.
-ONCE = (
-    *(f"app/test_{name}.py" for name in ("agent_runs", "cli_chat", "env_files", "history", "model", "model_servers")),
-    *(f"app/test_{name}.py" for name in ("offline", "openai_server", "update", "warnings", "windows")),
-    "transfer/test_fuzzed_imports.py",
-    "transfer/test_sdk_import.py",
-)
+# About code that is the same for every backend, and uses a store as any other: each is proven on one of them.
+ONCE = {
+    "redis": (
+        *(f"app/test_{name}.py" for name in ("agent_runs", "cli_chat", "env_files", "model", "model_servers")),
+        *(f"app/test_{name}.py" for name in ("offline", "openai_server", "update", "warnings", "windows")),
+        "transfer/test_fuzzed_imports.py",
+        "transfer/test_sdk_import.py",
+    ),
+    "postgres": ("app/test_embedded_server.py",),
+}
+# The embedded Supabase is the embedded PostgreSQL, which is proven, and two processes more.
+SEVERAL_PROCESSES = "at_once or killed or killing or just_died or loopback or command_line or last_to_leave or survive"
 
 
 @pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
 def test_the_proof_holds(installed: Install, backend: str) -> None:
-    left_out = [] if backend == "redis" else [f"--ignore=proof/{name}" for name in ONCE]
+    elsewhere = [name for other, names in ONCE.items() if other != backend for name in names]
+    left_out = [f"--ignore=proof/{name}" for name in elsewhere]
+    if backend == "supabase":
+        left_out.append(f"-k=not test_devserver or supabase or {SEVERAL_PROCESSES}")
     assert prove(installed(backend), *left_out) > 1000
 
 
@@ -54,7 +62,7 @@ WRAPPED = (
     *(f"contract/test_{name}" for name in ("cancellation", "damage", "opening", "sharing")),
     "encryption",
 )
-OF_REDIS = (*MOVED, "redis/test_store")
+OF_REDIS = (*MOVED, "contract/test_concurrency", "redis/test_store")
 
 
 def prove(project: Project, *places: str, **environment: str) -> int:
@@ -63,14 +71,21 @@ def prove(project: Project, *places: str, **environment: str) -> int:
         command = lay_proof(Path(folder), project.path)
         options = [place for place in places if place.startswith("-")]
         files = [f"proof/{place}.py" if "/" in place else f"proof/{place}" for place in places if place not in options]
-        return passed(Project(Path(folder)).run(*command, *options, *(files or ["proof"]), **environment))
+        return passed(Project(Path(folder)).run(*command, *PYTEST, *options, *(files or ["proof"]), **environment))
 
 
 SEALED = {
     "postgres": (*WRAPPED, "app/test_cli"),
     "redis": WRAPPED,
-    # Cancellation and damage meet the same layer of encryption there.
-    "supabase": (*CONTRACT, "contract/test_opening", "contract/test_sharing", "encryption", "supabase/test_new_users"),
+    # Damage meets the same layer of encryption there.
+    "supabase": (
+        *CONTRACT,
+        "contract/test_cancellation",
+        "contract/test_opening",
+        "contract/test_sharing",
+        "encryption",
+        "supabase/test_new_users",
+    ),
 }
 
 

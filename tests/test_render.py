@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import keyword
 import os
@@ -44,6 +46,7 @@ LICENSE
 README.md
 docker-compose.yml
 docs/database.md
+docs/http.md
 docs/operate.md
 docs/sessions.md
 docs/update.md
@@ -54,7 +57,6 @@ src/my_agent/agent.py
 src/my_agent/app.py
 src/my_agent/cli/__init__.py
 src/my_agent/cli/chat.py
-src/my_agent/cli/common.py
 src/my_agent/cli/console.py
 src/my_agent/cli/doctor.py
 src/my_agent/cli/main.py
@@ -67,7 +69,6 @@ src/my_agent/conversation/history.py
 src/my_agent/conversation/model.py
 src/my_agent/conversation/turn.py
 src/my_agent/dev/__init__.py
-src/my_agent/dev/backend.py
 src/my_agent/dev/engine.py
 src/my_agent/dev/keeper.py
 src/my_agent/dev/offline.py
@@ -76,30 +77,23 @@ src/my_agent/offline.py
 src/my_agent/py.typed
 src/my_agent/sessions/__init__.py
 src/my_agent/sessions/backend.py
-src/my_agent/sessions/checks.py
 src/my_agent/sessions/codec.py
 src/my_agent/sessions/compaction.py
 src/my_agent/sessions/contract.py
-src/my_agent/sessions/damage.py
+src/my_agent/sessions/credentials.py
 src/my_agent/sessions/errors.py
 src/my_agent/sessions/layers.py
-src/my_agent/sessions/opening.py
 src/my_agent/sessions/paging.py
 src/my_agent/sessions/records.py
-src/my_agent/sessions/refs.py
 src/my_agent/sessions/retry.py
 src/my_agent/sessions/session.py
 src/my_agent/sessions/settings.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
-src/my_agent/sessions/tracebacks.py
-src/my_agent/sessions/walk.py
 src/my_agent/settings.py
 src/my_agent/transfer/__init__.py
 src/my_agent/transfer/file.py
-src/my_agent/transfer/files.py
 src/my_agent/transfer/sdk.py
-src/my_agent/transfer/sdk_sources.py
 src/my_agent/transfer/sessions.py
 tests/__init__.py
 tests/conftest.py
@@ -143,7 +137,8 @@ src/my_agent/sessions/redis/errors.py
 src/my_agent/sessions/redis/index.py
 src/my_agent/sessions/redis/keys.py
 src/my_agent/sessions/redis/opener.py
-src/my_agent/sessions/redis/pool.py
+src/my_agent/sessions/redis/line.py
+src/my_agent/sessions/redis/multiplexer.py
 src/my_agent/sessions/redis/scripts.py
 src/my_agent/sessions/redis/sdk.py
 src/my_agent/sessions/redis/settings.py
@@ -195,19 +190,19 @@ src/my_agent/sessions/encryption/store.py
 
 
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
-def test_the_answers_give_exactly_these_files(render: Render, backend: str) -> None:
-    assert render(backend=backend).files() == sorted((COMMON + OF_ITS_OWN[backend]).split())
+def test_the_answers_give_exactly_these_files(rendered: Install, backend: str) -> None:
+    assert rendered(backend).files() == sorted((COMMON + OF_ITS_OWN[backend]).split())
 
 
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
-def test_encryption_adds_exactly_these_files(render: Render, backend: str) -> None:
-    files = render(backend=backend, encryption=True).files()
+def test_encryption_adds_exactly_these_files(rendered: Install, backend: str) -> None:
+    files = rendered(f"{backend}-encrypted").files()
     assert files == sorted((COMMON + OF_ITS_OWN[backend] + OF_ENCRYPTION).split())
 
 
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
-def test_nothing_of_encryption_is_left_where_it_was_not_chosen(render: Render, backend: str) -> None:
-    project = render(backend=backend)
+def test_nothing_of_encryption_is_left_where_it_was_not_chosen(rendered: Install, backend: str) -> None:
+    project = rendered(backend)
     words = re.compile(r"SESSION_ENCRYPTION|reencrypt|EncryptedStore|encryption=")
     # These say what to do about sessions that are encrypted already.
     told = ["docs/operate.md", "src/my_agent/sessions/contract.py"]
@@ -216,16 +211,16 @@ def test_nothing_of_encryption_is_left_where_it_was_not_chosen(render: Render, b
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_nothing_of_the_template_language_is_left(render: Render, variant: str) -> None:
-    project = render(**VARIANTS[variant])
+def test_nothing_of_the_template_language_is_left(rendered: Install, variant: str) -> None:
+    project = rendered(variant)
     for name in project.files():
         text = project.read(name).replace("${{", "")  # GitHub's own expressions
         assert not re.search(r"\{\{|\{%|\{#|package_name|copier_conf", text) or name == ".copier-answers.yml", name
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
-    project = render(**VARIANTS[variant])
+def test_nothing_tells_of_another_backend(rendered: Install, variant: str) -> None:
+    project = rendered(variant)
     backend = yaml.safe_load(project.read(".copier-answers.yml"))["backend"]
     for name in project.files():
         # A provider may be met through its database alone: its pooler's words are translated for every project.
@@ -236,6 +231,7 @@ def test_nothing_tells_of_another_backend(render: Render, variant: str) -> None:
             assert not found, f"{name} speaks of {other}: {found}"
 
 
+DOCS = ("database", "http", "operate", "sessions", "update")
 LONGEST_PAGE = 120
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 PROOF = re.compile(r"`(?:proof/)?((?:app|contract|encryption|faults|postgres|redis|sql|supabase)/test_\w+\.py)`")
@@ -249,10 +245,17 @@ def anchors(page: str) -> set[str]:
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_a_page_is_short_and_its_links_lead_somewhere(render: Render, variant: str) -> None:
-    project = render(**VARIANTS[variant])
+def test_a_page_is_short_and_its_links_lead_somewhere(rendered: Install, variant: str) -> None:
+    project = rendered(variant)
     pages = [name for name in project.files() if name.endswith(".md")]
-    assert {"README.md", "docs/sessions.md", "docs/database.md", "docs/operate.md", "docs/update.md"} <= set(pages)
+    assert {
+        "README.md",
+        "docs/sessions.md",
+        "docs/database.md",
+        "docs/http.md",
+        "docs/operate.md",
+        "docs/update.md",
+    } <= set(pages)
     for name in pages:
         text = project.read(name)
         assert len(text.splitlines()) <= LONGEST_PAGE, name
@@ -264,9 +267,50 @@ def test_a_page_is_short_and_its_links_lead_somewhere(render: Render, variant: s
             assert not anchor or anchor in anchors(file.read_text()), f"{name} links to {target}#{anchor}"
 
 
+IMPORTS = """if True:
+    import importlib, json, sys
+    for module, name in json.loads(sys.argv[1]):
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+"""
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase", "postgres-encrypted"])
+def test_python_on_the_pages_can_be_pasted(installed: Install, backend: str) -> None:
+    project = installed(backend)
+    imports = []
+    for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)):
+        for block in re.findall(r"^```python\n(.*?)^```", project.read(page), re.DOTALL | re.MULTILINE):
+            tree = ast.parse(block)
+            compile(block, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("my_agent"):
+                    imports += [(node.module, alias.name) for alias in node.names]
+            if imports_anything(tree):  # the others are fragments, which the text around them explains
+                assert undefined(tree) <= {"agent"}, page
+    project.run(".venv/bin/python", "-c", IMPORTS, json.dumps(imports))
+
+
+def imports_anything(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
+
+
+def undefined(tree: ast.Module) -> set[str]:
+    """Names that a block uses and neither defines nor imports."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    known = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {*vars(builtins)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            known.add(node.name)
+        elif isinstance(node, ast.arg):
+            known.add(node.arg)
+    return {node.id for node in names} - known
+
+
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_a_promise_names_a_file_of_the_proof(render: Render, variant: str) -> None:
-    project = render(**VARIANTS[variant])
+def test_a_promise_names_a_file_of_the_proof(rendered: Install, variant: str) -> None:
+    project = rendered(variant)
     page = project.read("docs/sessions.md")
     named = [*PROOF.findall(page), *(f"contract/{name}" for name in OF_THE_CONTRACT.findall(page))]
     assert len(named) > 10
@@ -274,9 +318,9 @@ def test_a_promise_names_a_file_of_the_proof(render: Render, variant: str) -> No
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_the_project_is_described_as_answered(render: Render, variant: str) -> None:
+def test_the_project_is_described_as_answered(rendered: Install, variant: str) -> None:
     answers = VARIANTS[variant]
-    project = render(**answers)
+    project = rendered(variant)
     described = tomllib.loads(project.read("pyproject.toml"))["project"]
     package = next((project.path / "src").iterdir()).name
     assert described["name"] == package.replace("_", "-")
@@ -331,8 +375,8 @@ def test_the_reason_is_what_the_terminal_shows_last(template: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
-def test_no_package_can_be_called_like_a_keyword_or_a_dependency(render: Render, backend: str) -> None:
-    described = tomllib.loads(render(backend=backend).read("pyproject.toml"))
+def test_no_package_can_be_called_like_a_keyword_or_a_dependency(rendered: Install, backend: str) -> None:
+    described = tomllib.loads(rendered(backend).read("pyproject.toml"))
     needed = described["project"]["dependencies"] + described["dependency-groups"]["dev"]
     names = {re.split(r"[<>=;\[ ]", requirement)[0].replace("-", "_") for requirement in needed}
     names |= {word for word in [*keyword.kwlist, *keyword.softkwlist] if word[0].isalpha() and word.islower()}

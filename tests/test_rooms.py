@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DISTINCT, VARIANTS, Render
+from .conftest import DISTINCT, Install, Project, Render
 
 DRIVERS = {"asyncpg", "redis", "supabase", "postgrest", "httpx", "hiredis"}
 ABOVE = ("cli", "web", "transfer", "conversation", "app", "agent", "dev", "settings")
@@ -67,25 +67,25 @@ def circles(imports: Imports) -> list[list[str]]:
     return [list(group) for group in sorted(groups)]
 
 
-def package_of(render: Render, variant: str) -> Path:
-    return next((render(**VARIANTS[variant]).path / "src").iterdir())
+def package_of(project: Project) -> Path:
+    return next((project.path / "src").iterdir())
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_there_is_no_circle_of_imports(render: Render, variant: str) -> None:
-    assert circles(imports_of(package_of(render, variant))) == []
+def test_there_is_no_circle_of_imports(rendered: Install, variant: str) -> None:
+    assert circles(imports_of(package_of(rendered(variant)))) == []
 
 
 def test_a_circle_would_be_found(render: Render) -> None:
-    package = package_of(render, "defaults")
+    package = package_of(render())
     errors = package / "sessions/errors.py"
     errors.write_text(errors.read_text() + "\n\ndef late() -> None:\n    from .session import StoredSession\n")
     assert [group for group in circles(imports_of(package)) if {"sessions.errors", "sessions.session"} <= {*group}]
 
 
 @pytest.mark.parametrize("variant", DISTINCT)
-def test_the_doors_are_kept(render: Render, variant: str) -> None:
-    imports = imports_of(package_of(render, variant))
+def test_the_doors_are_kept(rendered: Install, variant: str) -> None:
+    imports = imports_of(package_of(rendered(variant)))
     broken = []
     for name, others in imports.items():
         room = name.partition(".")[0]
