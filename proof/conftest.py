@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,17 @@ pytest_plugins = (f"proof.{BACKEND}.fixtures", "proof.support.dev_servers")
 
 KEY = new_key()
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts us in the background (`make test &`) has Ctrl-C ignored, and so would what we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the developer's `.env`, keys or server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session_settings, "PROJECT", None)
+    monkeypatch.setattr(session_settings, "_everywhere", False)
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     if KEY is not None:

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from my_agent.sessions import SessionInfo, SessionPage, SessionRef, StoreUnavailable
-from my_agent.sessions.opening import ConnectedStore
 from my_agent.sessions.paging import decode_cursor, encode_cursor
-from my_agent.sessions.records import Batch, Content
-from my_agent.sessions.refs import Id, id_text
+from my_agent.sessions.records import Batch, Content, Id, id_text
 from my_agent.sessions.retry import run_to_completion
 from my_agent.sessions.settings import StoreSettings
+from my_agent.sessions.store import ConnectedStore
 
 T = TypeVar("T")
 

@@ -226,7 +226,7 @@ def refused(status: int, message: str, code: str | None = None) -> openai.APISta
         (refused(400, "no", "context_length_exceeded"), "The conversation is too long for this model. Lower HISTORY_M"),
         (refused(400, "not\nthis"), "The model's server answered with an error (400). (not this)"),
         (refused(503, "busy"), "The model's server answered with an error (503). Try again. (busy)"),
-        (refused(404, "none"), "There is no such model, or this key may not use it. Check OPENAI_MODEL. (none)"),
+        (refused(404, "none"), "The model does not exist, or this key may not use it. Check OPENAI_MODEL. (none)"),
         (refused(429, "slow"), "The model's server asks to wait"),
         (json.JSONDecodeError("bad", "<", 0), "The model's server answered with something unreadable."),
     ],

@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from my_agent.sessions import SessionStore
-from my_agent.sessions.records import Batch, Row
-from my_agent.sessions.refs import SessionRef
+from my_agent.sessions.records import Batch, Row, SessionRef
 from proof.support.backend import BACKEND
 from proof.support.command import Terminal, environment, invoke, run
 from proof.support.helpers import answer, anything, user

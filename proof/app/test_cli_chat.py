@@ -158,19 +158,24 @@ async def test_a_word_leaves_a_conversation(store: SessionStore, word: str) -> N
     assert await said(store) == []
 
 
+def stop_two_answers(terminal: Terminal) -> None:
+    """Ctrl-C while the slow agent answers, and while its tool runs; then it answers."""
+    for message, begun in (("My name is Ada", "Nice "), ("take a nap", "→ take_nap({})")):
+        terminal.wait_for(PROMPT)
+        terminal.type(message + "\r")
+        terminal.wait_for(begun)
+        terminal.type("\x03")
+        terminal.wait_for("Stopped.")
+    terminal.wait_for(PROMPT)
+    terminal.type("What is my name?\r")
+    terminal.wait_for("Your name is Ada.")
+    terminal.wait_for(PROMPT)
+
+
 async def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(store: SessionStore) -> None:
     def talk() -> tuple[int, str]:
         with Terminal("chat", program=SLOW_AGENT) as terminal:
-            for message, begun in (("My name is Ada", "Nice "), ("take a nap", "→ take_nap({})")):
-                terminal.wait_for(PROMPT)
-                terminal.type(message + "\r")
-                terminal.wait_for(begun)
-                terminal.type("\x03")
-                terminal.wait_for("Stopped.")
-            terminal.wait_for(PROMPT)
-            terminal.type("What is my name?\r")
-            terminal.wait_for("Your name is Ada.")
-            terminal.wait_for(PROMPT)
+            stop_two_answers(terminal)
             terminal.type("\x03")
             return terminal.end(), terminal.seen
 

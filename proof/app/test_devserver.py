@@ -99,7 +99,7 @@ def test_secrets_are_for_this_user_only_and_not_for_git(new_home: Path) -> None:
 def test_no_command_line_tells_a_secret(home: Path) -> None:
     with start(home) as server:
         passwords = [urlsplit(value).password or value for value in server.environment.values()]
-        secrets = [secret for secret in passwords if "://" not in secret]
+        secrets = [secret for secret in passwords if secret and "://" not in secret]
         processes = [of(home, name) for name in servers_of(home) for of in (pid_of, keeper_of)]
         commands = "".join((Path("/proc") / str(process) / "cmdline").read_text() for process in processes)
         assert secrets

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from my_agent import app
 from my_agent.dev import server as devserver
+from my_agent.sessions.backend import ADDRESSES
 from my_agent.settings import Settings
 from proof.support.command import invoke
 
@@ -23,6 +24,7 @@ HINT = f"For development only: DEV_SERVER=1 uses an embedded {devserver.Engine.N
 OWN_MAIN = """
 import asyncio
 from my_agent.app import open_app_store
+from my_agent.sessions.backend import ADDRESSES
 from my_agent.settings import load_settings
 
 async def main():
@@ -120,7 +122,7 @@ def test_a_command_says_what_it_applies_to_a_server_that_was_in_use(checkout: Pa
 
 
 def test_it_starts_ahead_and_is_taken_over(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_PROJECT", checkout)
+    monkeypatch.setattr(app, "PROJECT", checkout)
     monkeypatch.setenv("DEV_SERVER", "1")
     app.start_ahead(Settings())
     app.start_ahead(Settings())
@@ -169,7 +171,7 @@ ADDRESS = {
         ({"DEV_SERVER": "0"}, True, False, "DEV_SERVER is 0"),
         ({"DEV_SERVER": "1"}, False, True, "DEV_SERVER is 1"),
         ({"DEV_SERVER": "1", VARIABLE: ADDRESS}, True, False, f"{VARIABLE} is set"),
-        *(({name: "planted"}, True, False, f"{name} is set") for name in devserver.Engine.OTHER_VARIABLES),
+        *(({name: "planted"}, True, False, f"{name} is set") for name in map(str.upper, ADDRESSES[1:])),
     ],
 )
 def test_the_rule(
@@ -182,9 +184,9 @@ def test_the_rule(
 
 
 def test_development_is_told_by_its_dependencies(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert app.is_development()
+    assert app.has_dev_dependencies()
     monkeypatch.setattr(app, "find_spec", lambda name: None)
-    assert not app.is_development()
+    assert not app.has_dev_dependencies()
 
 
 @pytest.mark.parametrize("variables", [{}, {"DEV_SERVER": "1"}])
@@ -197,7 +199,7 @@ def test_what_is_installed_has_no_embedded_server(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_the_development_dependencies_a_command_does_not_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "is_development", lambda: False)
+    monkeypatch.setattr(app, "has_dev_dependencies", lambda: False)
     decision = app.embedded_server(Settings(), embedded=True)
     assert (decision.used, decision.named) == (False, False)
     assert "the development dependencies are not installed" in decision.why

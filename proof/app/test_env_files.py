@@ -82,6 +82,18 @@ def test_outside_of_the_project_only_the_current_folder_counts(checkout: Path, t
     assert read(checkout / "src", outside) == [9, 10]
 
 
+def test_the_commands_of_a_project_read_its_file_wherever_they_are_started(checkout: Path, tmp_path: Path) -> None:
+    (checkout / ".env").write_text("DEV_SERVER=0\nOPENAI_API_KEY=sk-planted\n")
+    sibling = tmp_path / "sibling"
+    sibling.mkdir()
+    for folder in (tmp_path, sibling):
+        told = run(checkout / "src", folder, "-m", "my_agent", "doctor")
+        assert f"{checkout}/.env" in told
+        assert "OPENAI_API_KEY is set" in told
+    (sibling / ".env").write_text("OPENAI_API_KEY=\nOPENAI_BASE_URL=planted\n")  # which wins
+    assert "OPENAI_BASE_URL is not an address" in run(checkout / "src", sibling, "-m", "my_agent", "doctor")
+
+
 @pytest.mark.parametrize("place", ["lib/site-packages", "other/storage"])
 def test_an_installed_package_reads_the_current_folder(checkout: Path, place: str) -> None:
     source = checkout / place  # even a virtual environment inside the project

@@ -54,6 +54,21 @@ async def test_space_around_a_key_does_not_matter(key: str, monkeypatch: pytest.
         )
 
 
+async def test_a_server_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("OPENAI_API", "chat_completions")
+    async with ModelServer(chats).running() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        done = await invoke("chat", "Hi")
+        assert (done.code, done.out, done.err) == (0, "I got 2 messages\n", "")
+        told = await invoke("doctor")
+        assert "OPENAI_BASE_URL is set; the default model answers there. OPENAI_API_KEY is not set." in told.out
+    async with ModelServer(lambda path, body: refusal(401, {"error": {"message": "no"}})).running() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        done = await invoke("chat", "Hi")
+        assert done.err == "Error: The model's server refused the key, or asks for one. Check OPENAI_API_KEY.\n"
+
+
 NO_KEYS = [f"\u201c{KEY}\u201d", f"sk\u2013{KEY}", f"{KEY}\n{KEY}", f"{KEY} # mine", f"{KEY}\x7f", f"{KEY}\u200b"]
 
 
@@ -118,7 +133,7 @@ async def test_a_server_without_the_model_is_another_matter(body: Any, monkeypat
     async with ModelServer(lambda path, _: refusal(404, body)).running() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         done = await invoke("chat", "Hi")
-        assert done.err.startswith("Error: There is no such model, or this key may not use it. Check OPENAI_MODEL.")
+        assert done.err.startswith("Error: The model does not exist, or this key may not use it. Check OPENAI_MODEL.")
 
 
 async def test_a_conversation_over_chat_completions_is_remembered(

@@ -174,7 +174,9 @@ async def test_a_tool_call_goes_through(store: SessionStore, server: Server) -> 
 
 
 async def test_a_wrong_key_is_said_and_not_shown(store: SessionStore, server: Server) -> None:
-    with pytest.raises(TurnFailed, match=r"^The model's server refused the key. Check OPENAI_API_KEY.$"):
+    with pytest.raises(
+        TurnFailed, match=r"^The model's server refused the key, or asks for one. Check OPENAI_API_KEY.$"
+    ):
         await ask(store, settings_for(server, key="planted"), "My name is Ada")
 
 

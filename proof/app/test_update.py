@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from my_agent.cli import doctor
-from my_agent.sessions.checks import Check
+from my_agent.sessions.errors import Check
 from proof.support.command import invoke
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from my_agent.sessions import SessionRef, SessionStore
 from my_agent.sessions.records import Batch, Row
+from proof.support.helpers import texts, user
 
 KEY = SessionRef("ada", "s")
 
@@ -154,6 +156,25 @@ async def test_a_repeated_removal_of_everything_spares_what_was_written_since(
     await store.append(KEY, batch("c"))
     assert await store.replace_tail(KEY, None, nothing)
     assert await agrees(store) == ["c"]
+
+
+async def test_a_late_clear_spares_what_was_written_since(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that was repeated because it was late, and that arrives after all."""
+    replace, sent = store.replace_tail, list[tuple[Any, ...]]()
+
+    async def recorded(*arguments: Any) -> bool:
+        sent.append(arguments)
+        return await replace(*arguments)
+
+    monkeypatch.setattr(store, "replace_tail", recorded)
+    session = store.session(KEY.session_id, user_id=KEY.user_id)
+    await session.add_items([user("a")])
+    await session.clear_session()
+    assert await agrees(store) == []
+    await session.add_items([user("b")])
+    (late,) = sent
+    await replace(*late)
+    assert texts(await session.get_items()) == ["b"]
 
 
 @pytest.mark.parametrize("removal", REMOVALS)

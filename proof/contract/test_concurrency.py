@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from proof.support import writer
 from proof.support.command import environment
 from proof.support.operations import KEY, OPERATIONS, Operation, State, items, settings_with, state_of
 
-WRITERS = 20
-"""Processes. They take 4 s to start on two processors, or 12 s where the driver is large."""
+WRITERS = 8
+"""Processes. They take 2 s to start on two processors, or 5 s where the driver is large."""
 
 Environment = Mapping[str, str]
 Count = Callable[[], Awaitable[int]]
@@ -88,8 +89,11 @@ def assert_in_order_of_time(batches: list[list[str]], times: Mapping[str, Times]
 
 CONNECTIONS = 3
 TURNS = 5
-STEP = 0.001
+SHORTEST = 0.001
+"""In seconds."""
 MANY = 100
+SOON = 3
+"""What a busy machine may take to end a cancelled call, in seconds; less than SESSION_SETTLE_SECONDS."""
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ async def small_store(settings: BackendSettings) -> AsyncIterator[BackendStore]:
 
 
 async def cut_off(operation: Coroutine[Any, Any, object], step: int) -> bool:
-    """Begin an operation and cancel it: after `step` turns of the event loop, later after one millisecond more each.
+    """Begin an operation and cancel it: after `step` turns of the event loop, later after a tenth longer each.
 
     Returns:
         False if it was finished by then.
@@ -109,9 +113,11 @@ async def cut_off(operation: Coroutine[Any, Any, object], step: int) -> bool:
     for _ in range(min(step, TURNS)):
         await asyncio.sleep(0)
     if step > TURNS:
-        await asyncio.sleep((step - TURNS) * STEP)
+        await asyncio.sleep(SHORTEST * 1.1 ** (step - TURNS))
     stopped = task.cancel()
+    begin = monotonic()
     (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    assert monotonic() - begin < SOON  # also if the reply comes in that moment
     assert isinstance(outcome, asyncio.CancelledError) == stopped, outcome
     return stopped
 

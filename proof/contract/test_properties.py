@@ -14,11 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from my_agent.sessions import BackendSettings, SessionRef, SessionStore, open_store
 from my_agent.sessions.codec import encode_item
-from my_agent.sessions.refs import MAX_ID_BYTES
+from my_agent.sessions.records import MAX_ID_BYTES
 from proof.support.helpers import anything
 
 T = TypeVar("T")
-FEW = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = 15 if "supabase_url" in BackendSettings.model_fields else 60  # each step is a request there
+FEW = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 """With NUL, control characters and halves of surrogate pairs."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
+import subprocess
 import sys
 import threading
 import traceback
@@ -25,6 +27,7 @@ from my_agent.sessions import (
     SessionStoreError,
     SettingMissing,
     WrongKey,
+    shared,
 )
 from my_agent.sessions.shared import SharedStoreSession
 from proof.faults.test_fork import in_child
@@ -101,6 +104,11 @@ async def test_settings_with_a_field_that_cannot_be_hashed_can_be_used(settings:
 # ── How long a store lives ──────────────────────────────────────────────────
 
 
+@pytest.fixture(autouse=True)
+def short_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "REST_SECONDS", 0.1)
+
+
 async def test_forgotten_sessions_leave_neither_stores_nor_connections(
     settings: BackendSettings, count_connections: Count
 ) -> None:
@@ -113,6 +121,34 @@ async def test_forgotten_sessions_leave_neither_stores_nor_connections(
     async with asyncio.timeout(10):
         while len(stores()) > before:  # noqa: ASYNC110 - a task that closes one may be in its last step
             await asyncio.sleep(0.01)
+
+
+async def test_sessions_made_one_after_another_use_one_store_until_a_while_after_the_last(
+    settings: BackendSettings, count_connections: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a web app does that makes one for each request."""
+    monkeypatch.setattr(shared, "REST_SECONDS", 1.0)
+    used = set()
+    for number in range(20):
+        session = session_of(settings)
+        await session.add_items([user(f"{number}")])
+        used.add(id(session.store))
+        other = session_of(settings, session_max_item_bytes=10_000) if number == 10 else None
+        if other is not None:  # it is used at the same time, and forgotten first
+            await other.get_items()
+        del other
+        del session
+        await asyncio.sleep(0)
+    assert len(used) == 1
+    assert len(shared._resting) == 1
+    assert await count_connections() >= 1
+    session = session_of(settings)
+    assert len(await session.get_items()) == 20
+    await asyncio.sleep(1.2)  # no time passes for a store that is in use
+    assert await count_connections() >= 1
+    await session.close()  # which waits for nothing
+    assert [rest for rest in shared._resting.values() if rest.store is not None] == []
+    await eventually(count_connections, 0)
 
 
 async def test_a_forgotten_session_takes_nothing_from_those_that_share_its_store(
@@ -167,6 +203,37 @@ def test_a_session_forgotten_at_the_end_of_its_loop_warns_of_nothing(settings: B
     for _ in range(5):
         assert asyncio.run(one_turn()) == 4
     gc.collect()  # a warning of an unclosed connection fails this test
+
+
+FORGETFUL = f"""
+import asyncio, gc
+from agents import Agent, RunConfig, Runner
+from my_agent.dev.offline import OfflineModel
+from my_agent.sessions import {KIND.__name__} as Session
+
+async def one():
+    await Session("s").get_items()
+    gc.collect()
+
+quiet = RunConfig(tracing_disabled=True)
+for _ in range(2):
+    Runner.run_sync(Agent(name="A", model=OfflineModel()), "Hi", session=Session("s"), run_config=quiet)
+asyncio.run(one())
+loop = asyncio.new_event_loop()
+loop.run_until_complete(one())
+loop.run_until_complete(asyncio.sleep(0.01))
+loop.close()
+del loop
+gc.collect()
+"""
+
+
+def test_programs_that_close_nothing_end_without_a_word(server_environment: dict[str, str]) -> None:
+    environment = {**os.environ, **server_environment, "OPENAI_API_KEY": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
 
 
 def test_a_session_that_outlives_its_loop_keeps_neither_loop_nor_store(settings: BackendSettings) -> None:

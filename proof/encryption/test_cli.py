@@ -179,7 +179,7 @@ def new_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("DEV_SERVER", "1")
-    monkeypatch.setattr(app, "_PROJECT", tmp_path / "nowhere")
+    monkeypatch.setattr(app, "PROJECT", tmp_path / "nowhere")
     return tmp_path
 
 

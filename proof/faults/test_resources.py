@@ -17,7 +17,7 @@ from my_agent.sessions import BackendSettings, SessionStore, StoredSession, open
 from proof.support.helpers import texts, user
 from proof.support.relay import Relay
 
-SHORT, LONG = 100, 100_000
+SHORT, LONG = 100, 30_000
 """Items of a history."""
 BATCH = 5_000
 NAMES = {"short": SHORT, "long": LONG}

@@ -22,6 +22,7 @@ from my_agent.dev import server as devserver
 from my_agent.sessions import PostgresSettings, PostgresStore, backend
 from my_agent.sessions.errors import COMMAND
 from my_agent.sessions.postgres.schema import upgrade
+from proof.sql.damage import overwrite_row
 from proof.sql.dump import dump_of
 
 SERVER = "TEST_DATABASE_URL"
@@ -151,21 +152,7 @@ def count_connections(database_url: str) -> Callable[[], Awaitable[int]]:
 @pytest.fixture
 def damage_row(database_url: str) -> Callable[[int, str], Awaitable[None]]:
     """Overwrites the n-th newest stored row with a text."""
-
-    async def damage(age: int, text: str) -> None:
-        connection = await asyncpg.connect(database_url, statement_cache_size=0)
-        try:
-            done = await connection.execute(
-                "UPDATE agent_sessions SET content = $2 "
-                "WHERE id = (SELECT id FROM agent_sessions ORDER BY id DESC OFFSET $1 - 1 LIMIT 1)",
-                age,
-                text,
-            )
-            assert done == "UPDATE 1"
-        finally:
-            await connection.close()
-
-    return damage
+    return partial(overwrite_row, database_url)
 
 
 def settings_for(url: str, **more: object) -> PostgresSettings:

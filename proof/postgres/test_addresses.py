@@ -186,7 +186,7 @@ async def test_a_server_that_repeats_the_user_or_an_option_is_not_quoted(databas
     at = f"{parts.hostname}:{parts.port}{parts.path}"
     login = parts.netloc.rpartition("@")[0]
     for url in (f"postgresql://{MARK}:p@{at}", f"postgresql://{login}@{at}?options=-c%20{MARK}%3D1"):
-        with pytest.raises(StoreRefused, match="PostgreSQL at") as caught:
+        with pytest.raises((StoreRefused, SettingMissing), match="PostgreSQL at") as caught:
             await PostgresStore(settings_for(url)).ping()
         error = caught.value
         error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # not the frame of this test
@@ -229,6 +229,11 @@ WORKING = [
     "app.tenant=7",
     "timezone=UTC",
     "sslcompression=0&sslsni=1",
+    "sslmode=PREFER&gssencmode=Disable&channel_binding=Require",
+    "ssl=False",
+    "target_session_attrs=Primary",
+    "pgbouncer=TRUE",
+    "min_protocol_version=3.0&max_protocol_version=latest",
     "",
     "&connect_timeout=5&",
 ]
@@ -272,7 +277,18 @@ async def test_a_pasted_parameter_works(database_url: str, query: str) -> None:
         ("connect_timeout=soon", "connect_timeout"),
         ("sslnegotiation=strange", "sslnegotiation"),
         ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version"),
+        ("ssl_max_protocol_version=TLSv1.1", "ssl_max_protocol_version must be one of TLSv1.2, TLSv1.3"),
+        ("ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=tlsv1.2", "is newer than ssl_max_protocol_version"),
         ("unknown=1", "unknown"),
+        ("scram_client_key=TOPSECRET", "scram_client_key"),
+        ("sslkeylogfile=/tmp/keys", "sslkeylogfile"),
+        ("sslcrldir=/tmp/lists", "sslcrl"),
+        ("requirepeer=postgres", "requirepeer"),
+        ("oauth_client_secret=TOPSECRET", "OAuth"),
+        ("min_protocol_version=3.2", "min_protocol_version"),
+        ("work_mem=much", "does not know work_mem, or does not allow its value"),
+        ("nothing.here=1&options=-c%20nothing_here%3D1", "a setting in options"),
+        ("options=--work_mem%3Dmuch", "a setting in options"),
         ("schema=mine", "schema"),
         ("host=h&hostaddr=127.0.0.1", "hostaddr"),
         ("port=1,2", "port"),
@@ -315,8 +331,122 @@ def test_messages_name_hosts_and_database(url: str, where: str) -> None:
     assert parse_address(url, "DATABASE_URL").where == where
 
 
+# Every keyword of libpq 18 (PQconndefaults), with a value that it takes, and what happens to it here.
+USED, IGNORED = "used", "ignored"
+LIBPQ = {
+    "service": ("mine", "service file"),
+    "servicefile": ("/etc/pg_service.conf", "service file"),
+    "user": ("ada", USED),
+    "password": ("p", USED),
+    "passfile": ("/nowhere/pgpass", USED),
+    "channel_binding": ("require", USED),
+    "connect_timeout": ("10", USED),
+    "dbname": ("db", USED),
+    "host": ("h", USED),
+    "hostaddr": ("127.0.0.1", USED),
+    "port": ("5433", USED),
+    "client_encoding": ("UTF8", IGNORED),
+    "options": ("-c geqo=off", USED),
+    "application_name": ("mine", USED),
+    "fallback_application_name": ("mine", USED),
+    "keepalives": ("0", USED),
+    "keepalives_idle": ("30", USED),
+    "keepalives_interval": ("5", USED),
+    "keepalives_count": ("3", USED),
+    "tcp_user_timeout": ("10000", USED),
+    "replication": ("database", "replication must be one of false"),
+    "gssencmode": ("require", "gssencmode must be one of disable, prefer"),
+    "sslmode": ("require", USED),
+    "sslnegotiation": ("direct", USED),
+    "sslcompression": ("1", IGNORED),
+    "sslcert": ("/nowhere/me.pem", USED),
+    "sslkey": ("/nowhere/me.key", USED),
+    "sslpassword": ("p", USED),
+    "sslcertmode": ("require", "sslcertmode must be allow"),
+    "sslrootcert": ("/nowhere/ca.pem", USED),
+    "sslcrl": ("/nowhere/crl.pem", USED),
+    "sslcrldir": ("/nowhere", "sslcrldir; name one file with all lists in sslcrl"),
+    "sslsni": ("1", IGNORED),
+    "sslkeylogfile": ("/tmp/keys", "sslkeylogfile; set the environment variable SSLKEYLOGFILE"),
+    "requirepeer": ("postgres", "requirepeer; the driver cannot check which user runs"),
+    "require_auth": ("scram-sha-256", "require_auth; the driver does not let the app choose"),
+    "min_protocol_version": ("3.2", "min_protocol_version must be 3.0"),
+    "max_protocol_version": ("latest", IGNORED),
+    "ssl_min_protocol_version": ("TLSv1.3", USED),
+    "ssl_max_protocol_version": ("TLSv1.3", USED),
+    "krbsrvname": ("pg", USED),
+    "gsslib": ("gssapi", USED),
+    "gssdelegation": ("1", "gssdelegation must be 0"),
+    "target_session_attrs": ("primary", USED),
+    "load_balance_hosts": ("random", USED),
+    "scram_client_key": ("TOPSECRET", "scram_client_key; the driver logs in with the password itself"),
+    "scram_server_key": ("TOPSECRET", "scram_server_key; the driver logs in with the password itself"),
+    "oauth_issuer": ("https://TOPSECRET", "oauth_issuer; the driver cannot log in with OAuth"),
+    "oauth_client_id": ("TOPSECRET", "oauth_client_id; the driver cannot log in with OAuth"),
+    "oauth_client_secret": ("TOPSECRET", "oauth_client_secret; the driver cannot log in with OAuth"),
+    "oauth_scope": ("TOPSECRET", "oauth_scope; the driver cannot log in with OAuth"),
+}
+
+
+@pytest.mark.parametrize("name", LIBPQ)
+def test_every_keyword_of_libpq_has_a_decision(name: str) -> None:
+    value, decision = LIBPQ[name]
+    plain = parse_address("postgresql://", "DATABASE_URL")
+    url = f"postgresql://?{name}={quote(value)}"
+    if decision in (USED, IGNORED):
+        assert (vars(parse_address(url, "DATABASE_URL")) != vars(plain)) == (decision == USED)
+        return
+    with pytest.raises(SettingMissing, match=r"^DATABASE_URL: [^.]+(\.0?[^.]*)?\.$") as caught:
+        parse_address(url, "DATABASE_URL")
+    assert decision in str(caught.value)
+    assert MARK not in str(caught.value)
+    assert "does not know" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "expected"),
+    [
+        ("ssl=True", "tls", {"sslmode": "require"}),
+        ("ssl=ON", "tls", {"sslmode": "require"}),
+        ("ssl=False", "tls", {"sslmode": "disable"}),
+        ("ssl=Require", "tls", {"sslmode": "require"}),
+        ("ssl=no-verify", "tls", {"sslmode": "require"}),
+        ("sslmode=REQUIRE", "tls", {"sslmode": "require"}),
+        ("sslmode=Verify-Full", "tls", {"sslmode": "verify-full"}),
+        ("sslmode=NO-VERIFY", "tls", {"sslmode": "require"}),
+        ("sslmode=require&sslaccept=Strict", "tls", {"sslmode": "verify-full"}),
+        ("sslmode=require&sslnegotiation=DIRECT", "tls", {"sslmode": "require", "sslnegotiation": "direct"}),
+        ("ssl_min_protocol_version=tlsv1.3", "tls", {"ssl_min_protocol_version": "TLSv1.3"}),
+        ("ssl_min_protocol_version=TLSV1", "tls", {"ssl_min_protocol_version": "TLSv1.2"}),
+        ("ssl_max_protocol_version=TLSV1.2", "tls", {"ssl_max_protocol_version": "TLSv1.2"}),
+        ("channel_binding=Require", "bound", True),
+        ("channel_binding=PREFER", "bound", False),
+        ("pgbouncer=TRUE", "pooler", True),
+        ("pgbouncer=True", "pooler", True),
+        ("pgbouncer=False", "pooler", False),
+        ("target_session_attrs=Read-Write", "target", "read-write"),
+        ("target_session_attrs=", "target", None),
+        ("load_balance_hosts=Random", "shuffled", True),
+        ("gsslib=SSPI", "driver", {"gsslib": "sspi"}),
+        ("gssencmode=Disable", "driver", {}),
+        ("client_encoding=Utf8", "server", {}),
+        ("replication=OFF", "server", {}),
+        ("sslcertmode=ALLOW", "tls", {}),
+        ("sslmode=", "tls", {}),
+    ],
+)
+def test_known_words_are_read_in_upper_and_lower_case(query: str, field: str, expected: object) -> None:
+    assert getattr(parse_address(f"postgresql://h/db?{query}", "DATABASE_URL"), field) == expected
+
+
 def test_a_pooler_is_known_by_its_port_or_by_what_clients_write_for_it() -> None:
-    for query in ("?pgbouncer=true", "?statement_cache_size=0", "?prepared_statement_cache_size=0"):
+    for query in (
+        "?pgbouncer=true",
+        "?pgbouncer=True",
+        "?pgbouncer=1",
+        "?statement_cache_size=0",
+        "?prepared_statement_cache_size=0",
+    ):
         assert settings_for(f"postgresql://h/db{query}", database_pooler="auto").behind_pooler
     assert settings_for("postgresql://h:6543/db", database_pooler="auto").behind_pooler
     assert not settings_for("postgresql://h/db?pgbouncer=false", database_pooler="auto").behind_pooler

@@ -8,10 +8,12 @@ import asyncpg
 import pytest
 
 from my_agent.sessions import backend
-from my_agent.sessions.postgres.checks import check_postgres
+from my_agent.sessions.postgres.checks import OLDEST, _check_server_version, check_postgres
 from my_agent.sessions.postgres.schema import upgrade
 from proof.app.test_doctor import diagnosis
 from proof.postgres.fixtures import TABLES, run_sql, settings_for, with_password
+from proof.support.backend import PROJECT
+from proof.support.command import invoke
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,10 @@ async def test_missing_rights_are_named(database_url: str, monkeypatch: pytest.M
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(TABLES)} TO visitor",
         )
         healthy = await diagnosis()
+        refused = [await invoke("db", command) for command in ("status", "upgrade")]
+        await run_sql(database_url, "GRANT SELECT ON agent_session_migrations TO visitor")
+        compared = await diagnosis()
+        status, upgraded = await invoke("db", "status"), await invoke("db", "upgrade")
     finally:
         await run_sql(
             database_url,
@@ -101,6 +107,38 @@ async def test_missing_rights_are_named(database_url: str, monkeypatch: pytest.M
     assert "EXECUTE on function agent_session_pop" in says
     assert healthy["rights"]["says"].endswith("and not change the schema.")
     assert "cannot see which migrations" in healthy["schema"]["says"]
+    assert "cannot see" not in compared["schema"]["says"]
+    assert status.code == 0
+    for done in (*refused, upgraded):
+        assert done.code == 1
+        assert done.err.endswith("Run this as the role that owns the tables.\n")
+        assert done.err.count("\n") == 1
+
+
+async def test_a_role_that_may_not_use_the_schema_is_told_that(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await upgrade(settings_for(empty_database), backend.migrations())
+    await run_sql(
+        empty_database, "REVOKE USAGE ON SCHEMA public FROM PUBLIC; CREATE ROLE guest LOGIN PASSWORD 'planted'"
+    )
+    host = urlsplit(empty_database).netloc.rpartition("@")[2]
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://guest:planted@{host}{urlsplit(empty_database).path}")
+    try:
+        found = await diagnosis(code=1)
+    finally:
+        await run_sql(empty_database, "DROP ROLE guest")
+    assert found["schema"]["todo"] == "The check of its rights, below, names those that it lacks."
+    assert found["rights"]["says"] == "The role guest lacks USAGE on schema public."
+
+
+@pytest.mark.parametrize(("version", "state"), [(14, "warn"), (15, "ok"), (19, "ok")])
+def test_the_version_in_the_docs_is_the_one_that_the_doctor_wants(version: int, state: str) -> None:
+    check = _check_server_version(asyncpg.types.ServerVersion(version, 0, 3, "final", 0))
+    assert check.state == state
+    assert check.says.startswith(f"The server is PostgreSQL {version}.3")
+    for page in ("README.md", "docs/database.md"):
+        assert f"PostgreSQL {OLDEST} or newer" in (PROJECT / page).read_text()
 
 
 async def test_another_encoding_is_found(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

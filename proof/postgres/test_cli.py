@@ -107,7 +107,7 @@ async def test_without_an_address_development_uses_the_embedded_database(
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.delenv("DATABASE_URL")
-    monkeypatch.setattr("my_agent.app.is_development", lambda: True)
+    monkeypatch.setattr("my_agent.app.has_dev_dependencies", lambda: True)
     monkeypatch.setattr("my_agent.dev.server.start", lambda directory: Started())
     assert (await invoke("db", "status")).code == 1
     assert (await invoke("db", "upgrade")).code == 0
@@ -117,7 +117,7 @@ async def test_without_an_address_development_uses_the_embedded_database(
 
 async def test_without_an_address_production_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL")
-    monkeypatch.setattr("my_agent.app.is_development", lambda: False)
+    monkeypatch.setattr("my_agent.app.has_dev_dependencies", lambda: False)
     for command in (["db", "upgrade"], ["sessions", "list"], ["chat", "Hi"]):
         done = await invoke(*command)
         assert (done.code, done.out) == (1, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ from my_agent.dev import server as devserver
 from my_agent.sessions import PostgresStore, SessionRef, StoreRefused, backend
 from my_agent.sessions.postgres.schema import upgrade
 from proof.postgres.fixtures import TABLES, run_sql, settings_for
-from proof.support.helpers import missing, texts, user
+from proof.sql.damage import LARGE, full_disk
+from proof.support.helpers import texts, user
 
 ADA = "a11ce000-0000-4000-8000-000000000001"
 KEY = SessionRef("", "s")
@@ -81,7 +81,7 @@ async def tell_the_planner(url: str, analyzed: bool) -> None:
 async def test_the_newest_take_the_same_work_however_long_the_history(
     store: PostgresStore, database_url: str, kill_connections: Kill, operation: str, rows: int, analyzed: bool
 ) -> None:
-    sizes = {"short": 100, "long": 100_000}
+    sizes = {"short": 100, "long": 30_000}
     for name, size in sizes.items():
         await run_sql(
             database_url,
@@ -172,27 +172,6 @@ async def own_store(own_server: str) -> AsyncIterator[PostgresStore]:
     await run_sql(own_server, "TRUNCATE agent_sessions, agent_session_info")
     async with PostgresStore(settings_for(own_server, database_pooler="none")) as store:
         yield store
-
-
-LARGE = "x" * 100_000
-"""An item that does not fit into a page of the table: the server keeps it in a file beside the table."""
-
-
-@contextmanager
-def full_disk(file: Path) -> Iterator[None]:
-    """An empty file that cannot grow, as on a full disk: it is /dev/full, where the kernel answers a write with ENOSPC.
-
-    The server meets what it meets on a full disk, at the same call; and no rights are needed for it.
-    """
-    if not Path("/dev/full").exists():
-        missing("no /dev/full here: this test needs Linux")
-    assert file.stat().st_size == 0
-    file.rename(aside := file.with_suffix(".aside"))
-    try:
-        file.symlink_to("/dev/full")
-        yield
-    finally:
-        aside.replace(file)
 
 
 async def test_a_full_disk_is_an_error_that_leaves_history_alone(own_store: PostgresStore, own_server: str) -> None:

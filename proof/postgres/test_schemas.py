@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from my_agent.sessions import PostgresStore, SchemaOutdated, SessionRef, SettingMissing, StoreRefused, backend
-from my_agent.sessions.checks import Check
+from my_agent.sessions.errors import Check
 from my_agent.sessions.postgres.checks import check_postgres
 from my_agent.sessions.postgres.connection import PostgresSettings, in_schema
 from my_agent.sessions.postgres.schema import HISTORY, Migration, status, upgrade
@@ -65,6 +65,12 @@ async def test_apps_in_one_database_do_not_see_each_other(apps: dict[str, Postgr
         assert len((await store.list_sessions()).sessions) == 1
     assert await apps["sales"].delete_user("ada") == 1
     assert [len((await store.list_sessions()).sessions) for store in apps.values()] == [1, 0, 1]
+
+
+async def test_the_doctor_names_the_schema(apps: dict[str, PostgresStore]) -> None:
+    for name, store in apps.items():
+        fits = (await checks(store.settings))["schema"].says
+        assert (f" in {name}" in fits) == (name != "public")
 
 
 async def test_every_change_is_made_in_the_own_schema(empty_database: str) -> None:

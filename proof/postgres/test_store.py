@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +27,7 @@ from my_agent.sessions.postgres import store as postgres_store
 from my_agent.sessions.records import Row
 from proof.postgres.fixtures import TABLES, database_of, run_sql, settings_for
 from proof.support.helpers import texts, user
+from proof.support.lost import check_writes_are_stored_once
 from proof.support.relay import Relay
 
 KEY = SessionRef("", "s")
@@ -57,18 +57,27 @@ def bare(sql: str) -> str:
     return " ".join(re.sub(r"([(),])", r" \1 ", sql).split())
 
 
-async def test_append_does_what_the_function_does(database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "begin", "end", "statement"),
+    [
+        ("agent_session_append", "begin  -- changes\n", "return found", postgres_store._APPEND),
+        ("agent_session_tail", "return array(", ");", postgres_store._TAIL),
+    ],
+)
+async def test_a_statement_does_what_the_function_does(
+    database_url: str, name: str, begin: str, end: str, statement: str
+) -> None:
     connection = await asyncpg.connect(database_url)
-    function = "FROM pg_proc WHERE oid = 'agent_session_append'::regproc"
+    function = f"FROM pg_proc WHERE oid = '{name}'::regproc"
     try:
         body: str = await connection.fetchval(f"SELECT prosrc {function}")
         names: list[str] = await connection.fetchval(f"SELECT proargnames {function}")
     finally:
         await connection.close()
-    body = body.partition("begin  -- changes\n")[2].partition("return found")[0]
-    for number, name in enumerate(names, 1):
-        body = re.sub(rf"\b{name}\b", f"${number}", body)
-    assert bare(postgres_store._APPEND) == bare(body)
+    body = body.partition(begin)[2].partition(end)[0]
+    for number, argument in enumerate(names, 1):
+        body = re.sub(rf"\b{argument}\b", f"${number}", body)
+    assert bare(statement) == bare(body)
 
 
 # ── Round trips and lost answers ────────────────────────────────────────────
@@ -102,19 +111,7 @@ async def test_every_operation_is_one_round_trip(relayed: PostgresStore, relay: 
 
 @pytest.mark.parametrize("lost", ["request", "answer"])
 async def test_a_write_whose_message_is_lost_is_stored_once(relayed: PostgresStore, relay: Relay, lost: str) -> None:
-    session = relayed.session("s")
-    await session.add_items([user("before")])
-    for number in range(5):
-        if lost == "request":
-            relay.requests_to_lose = 1
-        else:
-            relay.answers_to_lose = 1
-        await session.add_items([user(f"{number}.a"), user(f"{number}.b")])
-    assert relay.requests_to_lose == relay.answers_to_lose == 0
-    assert texts(await session.get_items()) == ["before", *(f"{n}.{part}" for n in range(5) for part in "ab")]
-    found = await relayed.find_session(KEY)
-    assert found is not None
-    assert found.item_count == 11
+    await check_writes_are_stored_once(relayed, relay, lost)
 
 
 async def test_a_pop_whose_answer_is_lost_is_not_repeated(relayed: PostgresStore, relay: Relay) -> None:
@@ -422,14 +419,6 @@ async def test_the_store_works_without_prepared_statements(database_url: str) ->
         session = store.session("s")
         await session.add_items([user("a")])
         assert texts(await session.get_items()) == ["a"]
-
-
-async def test_retries_end_and_say_what_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
-    store = PostgresStore(settings_for(f"postgresql://u:planted@127.0.0.1:{free_port()}/db", session_retry_seconds=0.2))
-    with caplog.at_level(logging.WARNING), pytest.raises(StoreUnavailable):
-        await store.session("s").add_items([user("x")])
-    assert caplog.text.count("Trying again") == caplog.text.count("Gave up after") == 1
-    assert "planted" not in caplog.text
 
 
 # ── PostgresSession ─────────────────────────────────────────────────────────

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from my_agent.sessions import PostgresSettings, PostgresStore, SessionRef, StoredSession, StoreUnavailable
 from my_agent.sessions.errors import COMMAND
@@ -19,7 +20,9 @@ from my_agent.sessions.retry import with_retries
 from proof.postgres.fixtures import POOLER, settings_for
 from proof.postgres.test_pooler import pooler_url  # noqa: F401 - a fixture
 from proof.postgres.wire import wire_to
+from proof.sql.ended_loop import run_beside_a_lock
 from proof.support.helpers import texts, user
+from proof.support.network import Network
 
 pytestmark = pytest.mark.skipif(POOLER == "transaction", reason="asks the server about the app's own connections")
 
@@ -104,6 +107,71 @@ async def sampled(observer: Observer) -> AsyncIterator[list[int]]:
 
 
 # ── Nothing happens later ───────────────────────────────────────────────────
+
+
+class Late(Network):
+    """What comes on connections that were open when it was told so is late; new ones are not."""
+
+    late = False
+
+    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        open_before = not self.late
+        with suppress(ConnectionError):
+            while data := await source.read(2**20):
+                await asyncio.sleep(0.1 if open_before and self.late else 0)
+                target.write(data)
+
+
+async def test_a_statement_that_arrives_after_the_request_to_cancel_it_is_cancelled_all_the_same(
+    settings: PostgresSettings, observer: Observer
+) -> None:
+    address = settings.address.hosts[0]
+    async with Late(*address).running() as network:
+        url = settings.database_url.get_secret_value() if settings.database_url else ""
+        behind = SecretStr(url.replace(f":{address[1]}/", f":{network.port}/"))
+        async with PostgresStore(settings.model_copy(update={"database_url": behind})) as store:
+            await store.session("s").add_items([user("a"), user("b")])
+            await store.session("s").pop_item()
+            await observer.hold(LOCK_ALL)
+            network.late = True
+            call = asyncio.create_task(store.session("s").pop_item())
+            await asyncio.sleep(0.02)
+            call.cancel()
+            begin = monotonic()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert monotonic() - begin < settings.session_settle_seconds / 2
+            assert await observer.waiting() == 0
+            await observer.let_go()
+            network.late = False
+            assert texts(await store.session("s").get_items()) == ["a"]
+
+
+def test_a_change_is_ended_at_the_server_when_the_event_loop_ends(
+    settings: PostgresSettings, database_url: str
+) -> None:
+    """`asyncio.run` cancels all tasks, those of the driver too."""
+    kept: list[asyncio.Task[object]] = []
+
+    async def pop_and_close(store: PostgresStore) -> None:
+        try:
+            await store.session("s").pop_item()
+        finally:
+            await store.close()
+
+    async def main(is_held: Callable[[], Awaitable[object]]) -> None:
+        store = PostgresStore(settings)
+        await store.session("s").add_items([user("a")])
+        await store.session("s").pop_item()
+        await store.session("s").add_items([user("b")])
+        await is_held()
+        kept.append(asyncio.create_task(pop_and_close(store)))
+        await asyncio.sleep(0.3)
+        kept[0].cancel()  # it begins to settle when the loop ends
+
+    left = run_beside_a_lock(database_url, "LOCK agent_sessions IN ACCESS EXCLUSIVE MODE", main)
+    assert kept[0].cancelled()
+    assert left == (0, 1)
 
 
 @pytest.mark.parametrize("ending", ["timeout", "cancel"])

@@ -92,7 +92,8 @@ async def is_on(url: str) -> bool:
         "?sslmode=require",
         "?sslmode=require&channel_binding=require",
         "?sslmode=no-verify",
-        "?ssl=true",
+        "?sslmode=REQUIRE&channel_binding=Require",
+        "?ssl=True",
         "?requiressl=1",
         "?sslmode=verify-ca&sslrootcert={folder}/server-ca.pem",
         "?sslmode=verify-full&sslrootcert={folder}/server-ca.pem",
@@ -104,6 +105,30 @@ async def is_on(url: str) -> bool:
 async def test_what_trusts_the_server_connects_with_tls(tls: tuple[str, Path], query: str) -> None:
     url, folder = tls
     assert await is_on(url + query.format(folder=folder))
+
+
+@pytest.mark.parametrize("mode", ["require", "verify-full&sslrootcert={folder}/server-ca.pem", "verify-full"])
+@pytest.mark.parametrize(
+    ("bound", "version"),
+    [
+        ("ssl_max_protocol_version=tlsv1.2", "TLSv1.2"),
+        ("ssl_min_protocol_version=TLSV1.3", "TLSv1.3"),
+        ("ssl_min_protocol_version=TLSv1&ssl_max_protocol_version=TLSv1.3", "TLSv1.3"),
+    ],
+)
+async def test_the_versions_of_tls_have_bounds(
+    tls: tuple[str, Path], mode: str, bound: str, version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, folder = tls
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "server-ca.pem"))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))  # what a refused sslkeylogfile is told to use
+    connection = await connect(settings_for(f"{url}?sslmode={mode.format(folder=folder)}&{bound}"))
+    try:
+        assert await connection.fetchval("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()") == version
+    finally:
+        await connection.close()
+    assert (tmp_path / "keys").stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -188,13 +188,13 @@ async def test_a_new_session_costs_two_round_trips_and_later_writes_one(
         servers = (await store._ready())._servers
         exchange, running, depth = servers.exchange, 0, []
 
-        async def counted(*arguments: Any) -> Any:
+        async def counted(*arguments: Any, **how: Any) -> Any:
             nonlocal running
             running += 1
             if running == 1:
                 depth.append(1)
             try:
-                return await exchange(*arguments)
+                return await exchange(*arguments, **how)
             finally:
                 running -= 1
 

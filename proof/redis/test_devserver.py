@@ -130,7 +130,9 @@ def test_the_systems_server_serves_where_the_wheel_is_not(tmp_path: Path, monkey
 def test_no_server_at_all_says_how_to_get_one(new_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(devserver.DevServerError, match=r"no Redis or Valkey: `uv sync`.* install.* or set REDIS_URL"):
+    with pytest.raises(
+        devserver.DevServerError, match=r"Neither Redis nor Valkey .* `uv sync`.* install.* or set REDIS_URL"
+    ):
         start(new_home)
 
 

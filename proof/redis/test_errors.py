@@ -104,7 +104,7 @@ async def test_too_many_clients_are_told(own_server: Server) -> None:
         finally:
             client.config_set("maxclients", 1000)
     assert isinstance(error, StoreUnavailable)
-    assert "raise maxclients" in str(error)
+    assert "aise its maxclients" in str(error)
     assert not error.maybe_applied
 
 

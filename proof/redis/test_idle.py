@@ -14,7 +14,8 @@ import pytest
 
 from my_agent.sessions import RedisStore, SessionRef
 from my_agent.sessions.records import Batch, Row
-from my_agent.sessions.redis import pool as redis_pool
+from my_agent.sessions.redis import line as redis_line
+from my_agent.sessions.redis import multiplexer
 from proof.redis import groups as redis_groups
 from proof.redis.fixtures import settings_for
 from proof.redis.servers import QUOTED, Server, until
@@ -53,20 +54,28 @@ async def firewall(own_server: Server) -> AsyncIterator[Firewall]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_pool, "PROBE_AFTER_SECONDS", 0.1)
-    monkeypatch.setattr(redis_pool, "PROBE_SECONDS", 0.3)
+    for module in (redis_line, multiplexer):
+        monkeypatch.setattr(module, "FRESH_SECONDS", 0.05)
+    monkeypatch.setattr(multiplexer, "PROBE_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(redis_line, "PROBE_SECONDS", 0.3)
 
 
 async def comes_through(store: RedisStore, firewall: Firewall) -> None:
-    """Use many connections, let them be forgotten, and go on."""
+    """Use the connections, let them be forgotten, and go on."""
     await store.append(KEY, Batch.of([Row(f"{n}") for n in range(10)]))
-    await asyncio.gather(*(store.tail(KEY, None) for _ in range(8)))
+    await asyncio.gather(*(store.tail(KEY, limit) for _ in range(8) for limit in (1, None)))
     await asyncio.sleep(0.2)
     firewall.forget()
     begin = monotonic()
-    assert await store.pop(KEY) == "9"
+    first = asyncio.create_task(store.pop(KEY))
+    await asyncio.sleep(0.05)
+    second = asyncio.create_task(store.pop(KEY))  # nothing is sent before the connection has proved to work
+    assert [await first, await second] == ["9", "8"]
     await store.append(KEY, Batch.of([Row("new")]))
-    assert await asyncio.gather(*(store.tail(KEY, 2) for _ in range(8))) == [["8", "new"]] * 8
+    assert await asyncio.gather(*(store.tail(KEY, limit) for limit in (2, None))) == [
+        ["7", "new"],
+        [*map(str, range(8)), "new"],
+    ]
     assert monotonic() - begin < TIMEOUT / 3
 
 
@@ -103,9 +112,9 @@ async def test_forgotten_connections_to_nodes_of_a_cluster_are_replaced(tmp_path
 async def test_a_connection_that_is_idle_for_long_is_not_used(
     own_server: Server, firewall: Firewall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert redis_pool.IDLE_SECONDS <= 240
-    monkeypatch.setattr(redis_pool, "IDLE_SECONDS", 0.1)
-    monkeypatch.setattr(redis_pool, "PROBE_SECONDS", 60.0)
+    assert multiplexer.IDLE_SECONDS <= 240
+    monkeypatch.setattr(multiplexer, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(redis_line, "PROBE_SECONDS", 60.0)
     url = own_server.url.replace(f":{own_server.port}", f":{firewall.port}")
     async with RedisStore(settings_for(url, redis_timeout_seconds=TIMEOUT)) as store:
         await comes_through(store, firewall)
@@ -130,7 +139,7 @@ async def test_keepalives_are_on(own_server: Server) -> None:
     async with RedisStore(settings_for(own_server.url)) as store:
         await store.tail(KEY, None)
         servers: Any = (await store._ready())._servers
-        (connection, _), *_ = servers._pool._idle
-        sock = connection._writer.get_extra_info("socket")
+        line = servers._lines._lines[True]  # a whole history may be large
+        sock = line._connection._writer.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 240

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis
@@ -10,11 +14,13 @@ from pydantic import SecretStr
 
 from my_agent.sessions import RedisSettings, RedisStore, SessionRef, SessionStoreError, StoreRefused, StoreUnavailable
 from my_agent.sessions.records import Batch, Content, Row
+from my_agent.sessions.redis import store as redis_store
 from my_agent.sessions.redis.checks import COMMANDS
 from my_agent.sessions.redis.connection import RedisConnection
 from my_agent.sessions.redis.keys import keys_of
+from proof.redis import groups as redis_groups
 from proof.redis.fixtures import settings_for
-from proof.redis.servers import PASSWORD, Server
+from proof.redis.servers import PASSWORD, Server, until
 
 KEY = SessionRef("ada", "s")
 KEYS = keys_of("agent", KEY)
@@ -75,6 +81,48 @@ async def test_a_key_of_another_app_in_the_way_changes_nothing(
         client.set(getattr(KEYS, part), "of another app")
     refusal = await changes_nothing_if_refused(own_server, CALLS[call](store))
     assert refusal is None or "SESSION_KEY_PREFIX" in str(refusal)
+
+
+@pytest.mark.parametrize("call", ["delete_user", "prune"])
+@pytest.mark.parametrize("kind", ["one server", "cluster"])
+async def test_one_session_with_a_key_of_another_app_keeps_no_other_from_being_deleted(
+    own_server: Server, tmp_path: Path, kind: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "CHUNK", 2)
+    with ExitStack() as stack:
+        server = own_server
+        if kind == "cluster":
+            server = stack.enter_context(redis_groups.node_of_cluster(tmp_path / "node"))
+            stack.enter_context(server.client()).execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            await asyncio.to_thread(
+                until, lambda: redis_groups.cluster_info(server)["cluster_state"] == "ok", "the cluster serves"
+            )
+        with server.client() as client:
+            client.flushall()
+        url = server.url.replace("redis://", "redis+cluster://").removesuffix("/0") if kind == "cluster" else server.url
+        async with RedisStore(settings_for(url)) as store:
+            refs = [SessionRef("ada", f"s{number}") for number in range(7)]
+            for ref in refs:
+                await store.append(ref, batch("a"))
+            foreign = [keys_of("agent", ref).info for ref in (refs[0], refs[3])]
+            with admin(server) as client:
+                for key in foreign:
+                    client.set(key, "of another app")
+            later = datetime.now(UTC) + timedelta(minutes=5)
+            act = store.delete_user("ada") if call == "delete_user" else store.prune(later)
+            with pytest.raises(StoreRefused, match=r"2 of 7 sessions stay\. .*SESSION_KEY_PREFIX"):
+                await act
+            with admin(server) as client:
+                kept = {key.decode() for key in client.keys("agent:*:info")}
+                assert kept == {*foreign}
+                assert [client.get(key) for key in foreign] == [b"of another app"] * 2
+                assert client.zcard("agent:sessions") == 2
+                for key in foreign:
+                    client.delete(key)
+            # Their rows are still listed, and can be deleted now.
+            assert await (store.delete_user("ada") if call == "delete_user" else store.prune(later)) in (0, 2)
+            with admin(server) as client:
+                assert client.keys("agent:*:items") == []
 
 
 @pytest.mark.parametrize("command", [command.split()[0].lower() for command in COMMANDS])

@@ -93,7 +93,7 @@ async def test_unreadable_rows_are_named_and_all_others_come(
     [
         ("redis://127.0.0.1:1/0", "Cannot reach Redis at 127.0.0.1:1/0"),
         ("redis://user:hidden@host:port", "--from cannot be used: a port in it is not a number"),
-        ("redis://host/0?timeout=1", "--from has parameters that this app does not take"),
+        ("redis://host/0?timeout=1", "--from has the parameter timeout that this app does not take"),
         ("redis+cluster://host", "--from: this project reads sqlite:///file.db"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
 
 from my_agent.sessions import RedisStore, StoreRefused, StoreUnavailable
 from proof.redis import groups as redis_groups
@@ -28,6 +30,17 @@ async def written(group: Watched, store: RedisStore) -> None:
     until(lambda: redis_servers.has_replicated(group.primary), "the replica has everything")
 
 
+def has_changed(group: Watched) -> bool:
+    """Whether the old primary is a replica; if nothing is under way, the Sentinel is told to change them.
+
+    It gives up a change that takes longer than three seconds on a busy machine.
+    """
+    if group.primary_port() == group.primary.port:
+        with group.sentinel.client() as client, suppress(redis.ResponseError):  # it is under way already
+            client.execute_command("SENTINEL", "FAILOVER", "main")
+    return bool(redis_servers.info(group.primary)["role"] == "slave")
+
+
 async def test_a_session_goes_on_when_the_primary_dies(group: Watched) -> None:
     async with opened(group.url) as store:
         await written(group, store)
@@ -40,9 +53,7 @@ async def test_a_session_goes_on_when_the_primary_dies(group: Watched) -> None:
 async def test_a_session_goes_on_when_the_primary_is_changed(group: Watched) -> None:
     async with opened(group.url) as store:
         await written(group, store)
-        with group.sentinel.client() as client:
-            client.execute_command("SENTINEL", "FAILOVER", "main")
-        until(lambda: redis_servers.info(group.primary)["role"] == "slave", "the old primary is a replica")
+        until(lambda: has_changed(group), "the old primary is a replica")
         await store.session("s").add_items([user("after")])
         assert texts(await store.session("s").get_items()) == ["before", "after"]
     with group.replica.client() as client:

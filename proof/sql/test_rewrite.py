@@ -12,7 +12,7 @@ from my_agent.sessions.records import Batch, Content, Row
 from my_agent.sessions.retry import with_retries
 
 KEY = SessionRef("", "s")
-LENGTH, PORTION = 6000, 200
+LENGTH, PORTION = 6000, 100
 READ = "SELECT coalesce(seq_tup_read, 0) + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'agent_sessions'"
 
 Kill = Callable[[], Awaitable[int]]
@@ -60,7 +60,9 @@ async def test_rewriting_a_whole_session_reads_each_row_a_few_times(
     assert await inner.tail(KEY, None) == wanted
     await kill_connections()
     read = await ask(owner_url, READ) - before
-    assert 2 * LENGTH < read < 8 * LENGTH  # twice as a whole, by `tail`
+    # Twice as a whole, by `tail`; counting from the first row each time would read it 17 times and more. The server
+    # itself may read it, too (autovacuum).
+    assert 2 * LENGTH < read < 12 * LENGTH
 
 
 async def test_a_portion_is_found_after_the_rows_before_it_were_replaced(inner: SessionStore) -> None:

@@ -28,6 +28,7 @@ from my_agent.dev.supabase import sign
 from my_agent.sessions import SupabaseSettings, SupabaseStore, backend
 from my_agent.sessions.retry import with_retries
 from my_agent.settings import Settings
+from proof.sql.damage import overwrite_row
 from proof.sql.dump import dump_of
 from proof.support.helpers import missing
 
@@ -144,21 +145,7 @@ def count_connections(project: Environment) -> Callable[[], Awaitable[int]]:
 @pytest.fixture
 def damage_row(project: Environment) -> Callable[[int, str], Awaitable[None]]:
     """Overwrites the n-th newest stored row with a text."""
-
-    async def damage(age: int, text: str) -> None:
-        connection = await asyncpg.connect(project["SUPABASE_DB_URL"])
-        try:
-            done = await connection.execute(
-                "UPDATE agent_sessions SET content = $2 "
-                "WHERE id = (SELECT id FROM agent_sessions ORDER BY id DESC OFFSET $1 - 1 LIMIT 1)",
-                age,
-                text,
-            )
-            assert done == "UPDATE 1"
-        finally:
-            await connection.close()
-
-    return damage
+    return partial(overwrite_row, project["SUPABASE_DB_URL"])
 
 
 def peer_port(descriptor: int) -> int | None:

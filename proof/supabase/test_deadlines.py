@@ -11,6 +11,7 @@ import pytest
 
 from my_agent.sessions import SessionRef, StoreUnavailable, SupabaseStore
 from my_agent.sessions.records import Batch, Row
+from proof.sql.ended_loop import run_beside_a_lock
 from proof.supabase.fixtures import Environment, settings_for, token
 
 ADA = "6d8f0a3e-0000-4000-8000-00000000000a"
@@ -87,6 +88,29 @@ async def test_a_cancelled_change_is_not_carried_out_later(
                 await task
         await until_nobody_waits(other)
     assert await history(project) == ("title", ["a", "b"])
+
+
+def test_nothing_is_carried_out_after_the_event_loop_ended(project: Environment) -> None:
+    """`asyncio.run` cancels all tasks, those of the request too."""
+    kept: list[asyncio.Task[object]] = []
+
+    async def pop_and_close(store: SupabaseStore) -> None:
+        try:
+            await store.session("s", user_id=ADA).pop_item()
+        finally:
+            await store.close()
+
+    async def main(is_held: Callable[[], Awaitable[object]]) -> None:
+        store = SupabaseStore(settings_for(project, session_settle_seconds=4 * PATIENCE))
+        await store.append(KEY, Batch.of([Row("{}"), Row("{}")]))
+        await is_held()
+        kept.append(asyncio.create_task(pop_and_close(store)))
+        await asyncio.sleep(PATIENCE)
+
+    lock = "SELECT FROM agent_session_info WHERE session_id = 's' FOR UPDATE"
+    left = run_beside_a_lock(project["SUPABASE_DB_URL"], lock, main)
+    assert kept[0].cancelled()
+    assert left == (0, 2)
 
 
 @pytest.mark.parametrize("change", CHANGES)

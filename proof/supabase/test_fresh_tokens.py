@@ -188,10 +188,15 @@ async def test_whose_session_it_is_must_be_known(project: Environment, settings:
 
 
 @pytest.mark.parametrize(
-    ("failure", "kind"), [(ConnectionError("planted"), StoreUnavailable), (KeyError("planted"), StoreRefused)]
+    ("failure", "kind"),
+    [
+        (ConnectionError("planted"), StoreUnavailable),
+        (asyncio.CancelledError("planted"), StoreUnavailable),  # which nobody asked for
+        (KeyError("planted"), StoreRefused),
+    ],
 )
 async def test_a_function_that_fails_is_one_sentence(
-    settings: SupabaseSettings, failure: Exception, kind: type[Exception]
+    settings: SupabaseSettings, failure: BaseException, kind: type[Exception]
 ) -> None:
     async def fails() -> str:
         raise failure

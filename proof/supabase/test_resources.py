@@ -5,8 +5,7 @@ Once for the secret key and once for a signed-in user, for whom the policies are
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ import pytest
 
 from my_agent.sessions import SessionRef, StoreRefused, SupabaseStore
 from my_agent.sessions.retry import with_retries
+from proof.sql.damage import LARGE, full_disk
 from proof.supabase.fixtures import Environment, ask, settings_for, token
-from proof.support.helpers import missing, texts, user
+from proof.support.helpers import texts, user
 
 ADA = "a11ce000-0000-4000-8000-000000000001"
 KEY = SessionRef("", "s")
@@ -87,7 +87,7 @@ async def tell_the_planner(project: Environment, analyzed: bool) -> None:
 async def test_the_newest_take_the_same_work_however_long_the_history(
     reader: SupabaseStore, project: Environment, kill_connections: Kill, operation: str, rows: int, analyzed: bool
 ) -> None:
-    sizes = {"short": 100, "long": 100_000}
+    sizes = {"short": 100, "long": 30_000}
     for name, size in sizes.items():
         insert = "INSERT INTO agent_session_info (user_id, session_id, item_count) VALUES ($1, $2, $3)"
         await ask(project, insert, ADA, name, size)
@@ -169,9 +169,6 @@ async def test_pruning_passes_by_a_session_that_is_being_written_to(store: Supab
 
 # ── Out of room ─────────────────────────────────────────────────────────────
 
-LARGE = "x" * 100_000
-"""An item that does not fit into a page of the table: the database keeps it in a file beside the table."""
-
 
 @pytest.fixture
 def kill_other(other_project: Environment) -> Call:
@@ -180,23 +177,6 @@ def kill_other(other_project: Environment) -> Call:
         other_project,
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = 'authenticator'",
     )
-
-
-@contextmanager
-def full_disk(file: Path) -> Iterator[None]:
-    """An empty file that cannot grow, as on a full disk: it is /dev/full, where the kernel answers a write with ENOSPC.
-
-    The database meets what it meets on a full disk, at the same call; and no rights are needed for it.
-    """
-    if not Path("/dev/full").exists():
-        missing("no /dev/full here: this test needs Linux")
-    assert file.stat().st_size == 0
-    file.rename(aside := file.with_suffix(".aside"))
-    try:
-        file.symlink_to("/dev/full")
-        yield
-    finally:
-        aside.replace(file)
 
 
 async def test_a_full_disk_is_an_error_that_leaves_history_alone(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -28,6 +27,7 @@ from my_agent.sessions.layers import wrap_store
 from my_agent.sessions.records import Row
 from proof.supabase.fixtures import Environment, ask, sessions_locked, settings_for, token
 from proof.support.helpers import text, texts, user
+from proof.support.lost import check_writes_are_stored_once
 from proof.support.relay import Relay
 
 KEY = SessionRef("", "s")
@@ -99,19 +99,7 @@ async def test_every_operation_is_one_round_trip(relayed: SupabaseStore, wire: W
 
 @pytest.mark.parametrize("lost", ["request", "answer"])
 async def test_a_write_whose_message_is_lost_is_stored_once(relayed: SupabaseStore, wire: Wire, lost: str) -> None:
-    session = relayed.session("s")
-    await session.add_items([user("before")])
-    for number in range(5):
-        if lost == "request":
-            wire.requests_to_lose = 1
-        else:
-            wire.answers_to_lose = 1
-        await session.add_items([user(f"{number}.a"), user(f"{number}.b")])
-    assert wire.requests_to_lose == wire.answers_to_lose == 0
-    assert texts(await session.get_items()) == ["before", *(f"{n}.{part}" for n in range(5) for part in "ab")]
-    found = await relayed.find_session(KEY)
-    assert found is not None
-    assert found.item_count == 11
+    await check_writes_are_stored_once(relayed, wire, lost)
 
 
 async def test_a_pop_whose_answer_is_lost_is_not_repeated(relayed: SupabaseStore, wire: Wire) -> None:
@@ -270,16 +258,6 @@ async def test_a_store_in_use_on_another_loop_is_refused(store: SupabaseStore) -
             asyncio.run(store.ping())
 
     await asyncio.to_thread(elsewhere)
-
-
-async def test_retries_end_and_say_what_is_wrong(
-    wired: Environment, wire: Wire, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with SupabaseStore(settings_for(wired, session_retry_seconds=0.2)) as store:
-        wire.answers_to_lose = 1000
-        with caplog.at_level(logging.WARNING), pytest.raises(StoreUnavailable, match="was lost"):
-            await store.session("s").add_items([user("x")])
-    assert caplog.text.count("Trying again") == caplog.text.count("Gave up after") == 1
 
 
 # ── The row cap of the API ──────────────────────────────────────────────────

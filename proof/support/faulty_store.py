@@ -10,8 +10,7 @@ from uuid import UUID
 
 from my_agent.sessions import SessionInfo, SessionPage, SessionRef, SessionStore, StoreUnavailable
 from my_agent.sessions.contract import Admit
-from my_agent.sessions.records import Batch, Content
-from my_agent.sessions.refs import Id
+from my_agent.sessions.records import Batch, Content, Id
 
 T = TypeVar("T")
 When = Literal["before", "after"]

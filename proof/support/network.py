@@ -10,11 +10,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from proof.support.listener import Listener
+
 ADDRESSES = ("DATABASE_URL", "REDIS_URL", "SUPABASE_URL")
 """The variable that says where the server is, of each backend."""
 
 
-class Network:
+class Network(Listener):
     """Passes bytes on.
 
     Attributes:
@@ -23,29 +25,18 @@ class Network:
     """
 
     def __init__(self, host: str, port: int) -> None:
+        super().__init__()
         self._target = host, port
         self._ends: set[asyncio.StreamWriter] = set()
-        self._serving: set[asyncio.Task[None] | None] = set()
         self.delay = 0.0
         self.silent = False
-        self.port = 0
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Network]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            self.silent = False
-            for writer in self._ends:
-                writer.transport.abort()
-            await asyncio.gather(*filter(None, self._serving), return_exceptions=True)
-            await server.wait_closed()
+    def _end(self) -> None:
+        self.silent = False
+        for writer in self._ends:
+            writer.transport.abort()
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        self._serving.add(asyncio.current_task())
         from_server, to_server = await asyncio.open_connection(*self._target)
         ends = {to_client, to_server}
         self._ends |= ends

@@ -87,7 +87,7 @@ def settings_with(settings: BackendSettings, *, connections: int, seconds: float
     """The same server over few connections; what takes longer fails, and is not tried again."""
     values = {"_pool_max": connections, "_timeout_seconds": seconds, "_retry_seconds": 0.0}
     names = {name: end for name in BackendSettings.model_fields for end in values if name.endswith(end)}
-    assert sorted(names.values()) == sorted(values)
+    assert {*values} - {*names.values()} <= {"_pool_max"}  # a server of Redis has two connections in any case
     return settings.model_copy(update={name: values[end] for name, end in names.items()})
 
 

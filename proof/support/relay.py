@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
 
+from proof.support.listener import Listener
 
-class Relay:
+
+class Relay(Listener):
     """Passes bytes on. A round trip is one change of direction, from the client's bytes to the server's."""
 
     def __init__(self, host: str, port: int) -> None:
+        super().__init__()
         self._target = host, port
         self._open: set[asyncio.StreamWriter] = set()
-        self._serving: set[asyncio.Task[None] | None] = set()
         self.round_trips = 0
+        self.bytes = 0
+        """Passed in both directions."""
         self.requests_to_lose = self.requests_to_cut = 0
         """So many requests do not arrive, or only their first half does; the connection ends with them."""
         self.answers_to_lose = self.answers_to_cut = 0
         self.broken = asyncio.Event()
         """Set when one of these has happened."""
-        self.port = 0
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Relay]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            self.reset()
-            await asyncio.gather(*filter(None, self._serving), return_exceptions=True)
-            await server.wait_closed()
+    def _end(self) -> None:
+        self.reset()
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._open) // 2
 
     def reset(self) -> int:
         """Cut all connections; returns how many ends there were."""
@@ -57,7 +54,6 @@ class Relay:
         return True
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        self._serving.add(asyncio.current_task())
         try:
             from_server, to_server = await asyncio.open_connection(*self._target)
         except OSError:  # nobody listens there
@@ -76,6 +72,7 @@ class Relay:
                     await to_server.drain()
                     return
                 waiting = True
+                self.bytes += len(data)
                 to_server.write(data)
 
         async def down() -> None:
@@ -90,6 +87,7 @@ class Relay:
                         to_client.write(data[: len(data) // 2])
                         await to_client.drain()
                         return
+                self.bytes += len(data)
                 to_client.write(data)
 
         tasks = {asyncio.ensure_future(up()), asyncio.ensure_future(down())}

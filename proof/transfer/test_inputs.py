@@ -28,8 +28,7 @@ from my_agent.sessions import (
     open_store,
 )
 from my_agent.sessions.codec import encode_item
-from my_agent.sessions.records import Batch, Row
-from my_agent.sessions.refs import MAX_ID_BYTES
+from my_agent.sessions.records import MAX_ID_BYTES, Batch, Row
 from proof.contract.test_properties import FEW, Driver, as_json_tells_it, driver
 from proof.support.command import invoke
 from proof.support.helpers import anything, text, texts, user

@@ -141,7 +141,7 @@ async def test_an_item_that_is_too_large_stops_the_import_before_its_session(
     monkeypatch.setenv("SESSION_MAX_ITEM_BYTES", "500")
     done = await import_old()
     assert done.code == 1
-    assert "Stopped after 1 of 2 sessions. Run the command again to go on." in done.err
+    assert "Stopped after 1 of 2 sessions. Run the command again to continue." in done.err
     assert "Error: Row 3 of 'b' has 1,0" in done.err
     assert await store.find_session(SessionRef("", "b")) is None
 

@@ -1,4 +1,4 @@
-"""`chat`: the answer streams to stdout; what the agent does on the way is told on stderr."""
+"""`chat`: the answer streams to stdout; what the agent does on the way goes to stderr."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ from ..conversation.turn import (
     run_turn,
 )
 from ..sessions import SessionStoreError, StoredSession
-from ..settings import load_settings
-from .common import count, name
-from .console import CommandError, answer, complain, note
+from ..settings import Settings
+from .console import CommandError, answer, complain, count, name, note
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -51,11 +50,11 @@ Said = str | RunState[RunContext]
 """What a turn starts with: a message, or the state of a turn that waited for an approval."""
 
 
-def say(message: str, session_id: str, user_id: str) -> None:
+def say(settings: Settings, message: str, session_id: str, user_id: str) -> None:
     """Say one thing, print the answer."""
 
     async def run() -> None:
-        async with _conversation(session_id, user_id) as conversation:
+        async with _conversation(settings, session_id, user_id) as conversation:
             waiting = await conversation.turn(message)
             while waiting is not None:
                 if not sys.stdin.isatty():
@@ -67,11 +66,11 @@ def say(message: str, session_id: str, user_id: str) -> None:
     asyncio.run(run())
 
 
-def converse(session_id: str, user_id: str) -> None:
+def converse(settings: Settings, session_id: str, user_id: str) -> None:
     """Talk until "exit" or Ctrl-D, or Ctrl-C on an empty line."""
 
     async def run() -> None:
-        async with _conversation(session_id, user_id) as conversation:
+        async with _conversation(settings, session_id, user_id) as conversation:
             so_far = f"{count(conversation.items, 'item')} so far" if conversation.items else "nothing said yet"
             note(
                 f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, exit leaves, /help tells more."
@@ -144,8 +143,7 @@ class _Conversation:
 
 
 @asynccontextmanager
-async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
-    settings = load_settings()
+async def _conversation(settings: Settings, session_id: str, user_id: str) -> AsyncIterator[_Conversation]:
     async with open_app_store(settings, embedded=True) as store, open_model(settings) as model:
         session = store.session(session_id, user_id=user_id)
         info = await store.find_session(session.ref)
@@ -155,7 +153,7 @@ async def _conversation(session_id: str, user_id: str) -> AsyncIterator[_Convers
 
 
 async def _exchange(conversation: _Conversation, message: str) -> None:
-    """One message of a conversation that goes on, whatever happens to the answer."""
+    """One message; an answer that fails does not end the conversation."""
     try:
         waiting = await _stoppable(conversation.turn(message))
         while waiting is not None:

@@ -1,17 +1,26 @@
-"""What the commands share: words to the person at the terminal, questions to them, progress.
+"""What the commands share: the open store, words to the person at the terminal, questions to them, progress.
 
 Answers go to stdout; everything else goes to stderr, so that stdout can be piped.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import shlex
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from ..sessions import SessionRef, SessionStore
+    from ..settings import Settings
 
 _JOINERS = "\u200c\u200d"
 """Invisible too, but Persian and composed emoji are spelt with them, and they move nothing."""
@@ -71,7 +80,7 @@ def confirm(question: str) -> None:
     """Ask before something is lost.
 
     Raises:
-        CommandError: The answer was no, or nobody is there to answer.
+        CommandError: The answer was no, or stdin is not a terminal.
     """
     if not sys.stdin.isatty():
         raise CommandError("Not a terminal, so nobody can confirm this. Add --yes.")
@@ -105,3 +114,70 @@ class PlainLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(record.getMessage())
+
+
+LOOKED_AT = 500
+"""Sessions among which one of another user is looked for: as many as one listing has."""
+NAMED = 3
+"""Users that an error names, at most."""
+
+T = TypeVar("T")
+AnyUser = Annotated[str | None, typer.Option("--user", "-u", help="Only sessions of this user.")]
+OneUser = Annotated[str, typer.Option("--user", "-u", help="Whose session.")]
+
+
+def command_settings() -> Settings:
+    """The settings, with the project's `.env` wherever the command was started.
+
+    Raises:
+        SettingMissing: As `load_settings` does.
+    """
+    from ..sessions.settings import read_project_file_everywhere
+    from ..settings import load_settings
+
+    read_project_file_everywhere()
+    return load_settings()
+
+
+def with_store(work: Callable[[SessionStore], Awaitable[T]]) -> T:
+    """The outcome of `work` on the store of the settings."""
+    from ..app import open_app_store
+
+    async def run() -> T:
+        async with open_app_store(command_settings(), embedded=True) as store:
+            return await work(store)
+
+    return asyncio.run(run())
+
+
+async def unknown(store: SessionStore, ref: SessionRef) -> CommandError:
+    """What to raise when a session is not there: it says whose there is, among those that were written last."""
+    page = await store.list_sessions(limit=LOOKED_AT)
+    owners = sorted({info.user_id for info in page.sessions if info.session_id == ref.session_id} - {ref.user_id})
+    if not owners:
+        missing = name(ref.session_id, ref.user_id)
+        return CommandError(f"There is no session {missing}. `sessions list` shows all.")
+    missing = f"{quoted(ref.session_id)} of user {quoted(ref.user_id)}"
+    *others, last = map(quoted, owners[:NAMED])
+    if len(owners) > NAMED:
+        others, last = [*others, last], "others"
+    who = f"users {', '.join(others)} and {last} have one" if others else f"user {last} has one"
+    return CommandError(f"There is no session {missing}; {who}: --user {shlex.quote(owners[0])}")
+
+
+def name(session: str, user: str | None) -> str:
+    """A session in a sentence: quoted, so that strange ids stand out from the words around them."""
+    return f"{quoted(session)} of user {quoted(user)}" if user else quoted(session)
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def when(time: datetime) -> str:
+    """A time on the clock of this machine."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")

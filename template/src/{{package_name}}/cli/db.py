@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .console import answer, clean, note
+from .console import answer, clean, command_settings, note
 
 db = typer.Typer(no_args_is_help=True, help="Look after the schema of the database.")
 
@@ -24,10 +24,9 @@ def upgrade() -> None:
     """Apply the migrations that the database has not seen. Safe to run many times, and from many places at once."""
     from ..app import server
     from ..sessions import backend
-    from ..settings import load_settings
 
     known = backend.migrations()
-    with server(load_settings(), embedded=True) as settings:
+    with server(command_settings(), embedded=True) as settings:
         applied = asyncio.run(backend.upgrade(settings))
     for migration in applied:
         note(f"Applied {migration.version}_{migration.name}.")
@@ -39,9 +38,8 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Compare the migrations here with those in the database. Exit code 1 if they differ."""
     from ..app import server
     from ..sessions import backend
-    from ..settings import load_settings
 
-    with server(load_settings(), embedded=True) as settings:
+    with server(command_settings(), embedded=True) as settings:
         states = asyncio.run(backend.status(settings))
     good = all(state.state == "applied" for state in states)
     if as_json:

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from time import perf_counter
@@ -20,18 +20,16 @@ import typer
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
-from ..app import EMBEDDED, embedded_server, has_dev, prepared, server
+from ..app import EMBEDDED, PROJECT, embedded_server, has_dev, prepared, server
 from ..conversation.model import address_of
 from ..sessions import SessionStore, SessionStoreError, SettingMissing, open_store
 from ..sessions.backend import ADDRESSES, NAME, check_server
-from ..sessions.checks import Check
-from ..sessions.records import Batch, Row
-from ..sessions.refs import SessionRef
+from ..sessions.errors import Check
+from ..sessions.records import Batch, Row, SessionRef
 from ..sessions.settings import env_files
-from ..settings import Settings, load_settings
-from .console import answer
+from ..settings import Settings
+from .console import answer, command_settings
 
-PROJECT = Path(__file__).parents[3]
 ANSWERS = ".copier-answers.yml"
 _TEXT = '{"role":"user","content":"é 😀 \\u0000 \\ud83d","numbers":[-0.0,1e16,1180591620717411303424]}'
 """What a store that is not exact would change."""
@@ -60,14 +58,15 @@ def print_diagnosis(as_json: bool) -> bool:
 async def diagnose() -> AsyncGenerator[Check, None]:
     """All checks, each as soon as it is made. What needs a part that failed is left out."""
     try:
-        settings = load_settings()
+        settings = command_settings()
     except SessionStoreError as error:
         yield Check("settings", "fail", "The settings cannot be read.", str(error))
         return
     decision = embedded_server(settings, embedded=True)
     address = _check_address(settings) if decision.named else None
     yield address or Check("settings", "ok", "The settings can be read.")
-    for check in (*_check_env_files(), *_check_unread(named=decision.named)):
+    files = _files_that_are_read()
+    for check in (*_check_env_files(files), *_check_unread(files, named=decision.named)):
         yield check
     yield _check_model(settings)
     for check in await asyncio.to_thread(lambda: list(_check_update())):
@@ -101,8 +100,11 @@ def _check_address(settings: Settings) -> Check | None:
     return None
 
 
-def _check_env_files() -> Iterator[Check]:
-    files = [Path(name) for name in env_files() if Path(name).is_file()]
+def _files_that_are_read() -> list[Path]:
+    return [file for file in map(Path, env_files()) if file.is_file()]
+
+
+def _check_env_files(files: Sequence[Path]) -> Iterator[Check]:
     if not files:
         yield Check(".env", "ok", "No .env found; only the environment is read.")
     yield from map(_check_env_file, files)
@@ -117,16 +119,16 @@ def _check_env_file(file: Path) -> Check:
     return Check(".env", "ok", f"{file} is private." if held else f"{file} contains no secrets.")
 
 
-def _check_unread(*, named: bool) -> Iterator[Check]:
+def _check_unread(files: Sequence[Path], *, named: bool) -> Iterator[Check]:
     """Variables that nothing here reads: misspelt, or of the backend that this project had before.
 
     Args:
+        files: The env files.
         named: Whether the settings name a server. If not, an address in the environment is probably meant for one.
     """
     documents = [PROJECT / name for name in (".env.example", "docker-compose.yml")]
     documented = " ".join(file.read_text(encoding="utf-8") for file in documents if file.is_file())
     known = {name.upper() for name in Settings.model_fields} | {*re.findall(r"\w+", documented)}
-    files = [Path(name) for name in env_files() if Path(name).is_file()]
     found = {name for file in files for name, value in dotenv_values(file).items() if value}
     if not named:
         addresses = {name: value for name, value in os.environ.items() if name.endswith("_URL") and "://" in value}
@@ -140,16 +142,18 @@ def _check_unread(*, named: bool) -> Iterator[Check]:
 
 def _check_model(settings: Settings) -> Check:
     try:
-        key = settings.model_key
-        address_of(settings)
+        key, address = settings.model_key, address_of(settings)
     except SettingMissing as error:
         return Check("model", "fail", "The model cannot be asked.", str(error))
+    model = settings.openai_model or "the default model"
+    if key is None and address is not None:
+        what = f"OPENAI_BASE_URL is set; {model} answers there. OPENAI_API_KEY is not set. (Not called now.)"
+        return Check("model", "ok", what)
     if key is None and not has_dev():
         return Check("model", "fail", "OPENAI_API_KEY is not set, so no model answers.", "Set OPENAI_API_KEY.")
     if key is None:
         what = "OPENAI_API_KEY is not set: the offline model answers, by a few rules."
         return Check("model", "warn", what, "Put OPENAI_API_KEY into .env.")
-    model = settings.openai_model or "the default model"
     return Check("model", "ok", f"OPENAI_API_KEY is set; {model} answers. (Not called now.)")
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import count
-from .console import CommandError, answer, note, progress
+from .console import CommandError, answer, command_settings, count, note, progress
 
 if TYPE_CHECKING:
     from ..sessions.encryption.reencrypt import Report
@@ -23,7 +22,7 @@ def new_key() -> None:
 
 def reencrypt(
     decrypt: Annotated[
-        bool, typer.Option("--decrypt", help="Leave everything in plain text, to go on without encryption.")
+        bool, typer.Option("--decrypt", help="Leave everything in plain text, to continue without encryption.")
     ] = False,
 ) -> None:
     """Encrypt all that is stored with the newest key. Finished sessions stay; the app may keep running."""
@@ -31,7 +30,6 @@ def reencrypt(
     from ..sessions import BackendStore
     from ..sessions.contract import admit_all
     from ..sessions.encryption.reencrypt import reencrypt
-    from ..settings import load_settings
 
     async def run() -> Report:
         with server(loaded, embedded=True) as settings:
@@ -45,7 +43,7 @@ def reencrypt(
             finally:
                 await inner.close()
 
-    loaded = load_settings()
+    loaded = command_settings()
     done = asyncio.run(run())
     what = "decrypted" if decrypt else "encrypted"
     note(f"{count(done.sessions, 'session')}: {count(done.rewritten, 'session')} {what}, {count(done.rows, 'item')}.")

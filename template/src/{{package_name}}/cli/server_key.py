@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import when
-from .console import CommandError, answer, note
+from .console import CommandError, answer, command_settings, note, when
 
 
 def server_key(
@@ -33,7 +32,6 @@ def server_key(
         server_keys,
         statement_for,
     )
-    from ..settings import load_settings
 
     if sql + show + bool(remove) > 1:
         raise CommandError("--sql, --list and --remove are three things to do: one at a time.")
@@ -43,7 +41,7 @@ def server_key(
         note("Run this SQL on the database, then put the key into .env of the server; it is not shown again:")
         note(f"SUPABASE_SERVER_KEY={key}")
         return
-    with server(load_settings(), embedded=True) as settings:
+    with server(command_settings(), embedded=True) as settings:
         if show:
             known = asyncio.run(server_keys(settings))
             ours = None if settings.server_key is None else hash_of(settings.server_key)
@@ -54,7 +52,7 @@ def server_key(
                 note("The database knows no server key: signed-in users can read, and change nothing.")
         elif remove:
             asyncio.run(remove_server_key(settings, remove))
-            note("Removed. Servers that still send this key can change nothing in the name of signed-in users.")
+            note("Removed. Servers that still send this key cannot change anything for signed-in users any more.")
         else:
             asyncio.run(add_server_key(settings, key))
             answer(key)

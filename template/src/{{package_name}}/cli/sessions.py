@@ -6,13 +6,11 @@ import json
 import re
 import sys
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import AnyUser, OneUser, count, name, unknown, when, with_store
-from .console import answer, clean, confirm, note, progress
+from .console import AnyUser, OneUser, answer, clean, confirm, count, name, note, progress, unknown, when, with_store
 
 if TYPE_CHECKING:
     from ..sessions import SessionInfo, SessionStore
@@ -31,7 +29,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List sessions, the last written first. For scripts --json has names; without it a pipe gets columns with tabs."""
-    from ..sessions.refs import SessionRef
+    from ..sessions.records import SessionRef
 
     SessionRef(user or "", "any").check()
     try:
@@ -63,7 +61,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print each item as stored, one a line.")] = False,
 ) -> None:
     """Print what was said in a session."""
-    from ..sessions.refs import SessionRef
+    from ..sessions.records import SessionRef
     from .transcript import print_items, print_json
 
     ref = SessionRef(user, session).check()
@@ -85,7 +83,7 @@ def delete(
     yes: Yes = False,
 ) -> None:
     """Delete a session, or all of a user."""
-    from ..sessions.refs import SessionRef
+    from ..sessions.records import SessionRef
 
     if all_ == (session is not None):
         raise typer.BadParameter("Name a session, or say --all.", param_hint="SESSION")
@@ -122,10 +120,10 @@ def prune(
     with progress("Pruning") as advance:
 
         async def work(store: SessionStore) -> int:
-            from ..sessions.retry import with_retries
+            from ..sessions.paging import again
 
             total = 0
-            while gone := await with_retries(partial(store.prune, before), store.settings.session_retry_seconds):
+            while gone := await again(store, store.prune, before):
                 total += gone
                 advance(gone)
             return total

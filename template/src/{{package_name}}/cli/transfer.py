@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .common import AnyUser, count, name, unknown, with_store
-from .console import CommandError, complain, note, progress
+from .console import AnyUser, CommandError, command_settings, complain, count, name, note, progress, unknown, with_store
 
 if TYPE_CHECKING:
     from ..sessions import SessionRef, SessionStore
@@ -24,24 +23,22 @@ def export_(
     session: Annotated[str | None, typer.Option("--session", "-s", help="Only this session.")] = None,
 ) -> None:
     """Write sessions to a file that `import` reads: JSON lines, every item exactly as stored."""
-    from ..sessions.refs import SessionRef
-    from ..sessions.walk import NoSuchSession
-    from ..transfer.files import writing
+    from ..sessions.paging import NoSuchSession
+    from ..sessions.records import SessionRef
+    from ..transfer.file import writing
     from ..transfer.sessions import Exported, export_sessions
 
     SessionRef(user or "", "any").check()
-    encrypted = False
     with writing(file) as out, progress("Exporting", show=file != "-" or not sys.stdout.isatty()) as advance:
 
-        async def work(store: SessionStore) -> Exported:
-            nonlocal encrypted
-            encrypted = store.encrypts
+        async def work(store: SessionStore) -> tuple[Exported, bool]:
             try:
-                return await export_sessions(store, out, user_id=user, session_id=session, report=advance)
+                done = await export_sessions(store, out, user_id=user, session_id=session, report=advance)
             except NoSuchSession as error:
                 raise await unknown(store, SessionRef(user or "", session or "")) from error
+            return done, store.encrypts
 
-        done = with_store(work)
+        done, encrypted = with_store(work)
     note(f"Exported {count(done.sessions, 'session')} with {count(done.items, 'item')}.")
     if encrypted:
         complain("What is stored is encrypted, and the export is plain text: guard it as you guard the keys.")
@@ -70,13 +67,11 @@ def import_(
 
 
 def _import_file(file: str, on_conflict: OnConflict, dry_run: bool) -> None:
-    from ..settings import load_settings
-    from ..transfer.file import check
-    from ..transfer.files import reading
+    from ..transfer.file import check, reading
     from ..transfer.sessions import import_sessions
 
     with reading(file) as source:
-        places = check(source, load_settings().session_max_item_bytes)
+        places = check(source, command_settings().session_max_item_bytes)
         with _tallied(len(places), dry_run) as tally:
             with_store(
                 lambda store: import_sessions(
@@ -86,9 +81,8 @@ def _import_file(file: str, on_conflict: OnConflict, dry_run: bool) -> None:
 
 
 def _import_from(url: str, user: str, on_conflict: OnConflict, dry_run: bool) -> None:
-    from ..sessions.refs import SessionRef
-    from ..transfer.sdk import import_from
-    from ..transfer.sdk_sources import open_source
+    from ..sessions.records import SessionRef
+    from ..transfer.sdk import import_from, open_source
 
     SessionRef(user, "any").check()
     left = 0
@@ -151,7 +145,7 @@ def _tallied(total: int, dry_run: bool) -> Iterator[_Tally]:
             yield tally
         except BaseException:
             if finished := tally.outcomes.total():
-                complain(f"Stopped after {finished} of {total} sessions. Run the command again to go on.")
+                complain(f"Stopped after {finished} of {total} sessions. Run the command again to continue.")
             raise
     done = [tally.told(outcome) for outcome in sorted(tally.outcomes)]
     note(f"{'It would be' if dry_run else 'Done'}: {', '.join(done) or 'nothing in it'}.")

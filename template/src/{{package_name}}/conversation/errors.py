@@ -9,7 +9,7 @@ from typing import Any
 import openai
 from agents import InputGuardrailTripwireTriggered, MaxTurnsExceeded, OutputGuardrailTripwireTriggered
 
-from ..sessions.tracebacks import forget_locals
+from ..sessions.errors import forget_locals
 
 SHORTEST_KEY = 8
 """Local servers take any word as a key; one that is shorter than this may be a part of other words."""
@@ -21,9 +21,9 @@ def reason(error: Exception) -> str:
         return lacking
     match error:
         case openai.AuthenticationError():
-            return "The model's server refused the key. Check OPENAI_API_KEY."
+            return "The model's server refused the key, or asks for one. Check OPENAI_API_KEY."
         case openai.PermissionDeniedError() | openai.NotFoundError():
-            return f"There is no such model, or this key may not use it. Check OPENAI_MODEL. ({_line(error.message)})"
+            return f"The model does not exist, or this key may not use it. Check OPENAI_MODEL. ({_line(error.message)})"
         case openai.RateLimitError():
             return "The model's server asks to wait: too many requests, or the quota is used up. Try again later."
         case openai.APITimeoutError() | openai.APIConnectionError():

@@ -1,4 +1,4 @@
-"""The model that OPENAI_API_KEY pays for."""
+"""The model that OPENAI_API_KEY and OPENAI_BASE_URL name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ..sessions import SettingMissing
 from ..settings import Settings
 
 OPENAI = "https://api.openai.com/v1"
+NO_KEY = "no-key"
+"""What is sent to a server at OPENAI_BASE_URL without a key."""
 
 
 @asynccontextmanager
@@ -24,21 +26,23 @@ async def connect_model(settings: Settings) -> AsyncIterator[Model]:
     """The model for the turns of this process. Closes its connections.
 
     Raises:
-        SettingMissing: OPENAI_API_KEY is missing, or it or OPENAI_BASE_URL cannot be used.
+        SettingMissing: Both OPENAI_API_KEY and OPENAI_BASE_URL are missing, or one of them cannot be used.
     """
     key, address = settings.model_key, address_of(settings)
-    if key is None:
+    if key is None and address is None:
         raise SettingMissing(
             "OPENAI_API_KEY is not set. Set it: the offline model exists only in a checkout of the project."
         )
-    if address is None:
+    if address is None and key is not None:
         set_tracing_export_api_key(key.get_secret_value())
     else:
         # Traces go to OpenAI whatever the base URL is, and would take the conversation and the key with them.
         set_tracing_disabled(True)
     name = (settings.openai_model or "").strip() or get_default_model()
     # Without a URL the client would take the variable itself, and an empty one (a bare line in .env) for an address.
-    async with AsyncOpenAI(api_key=key.get_secret_value(), base_url=address or OPENAI) as client:
+    # The client requires a key; many self-hosted servers ignore it.
+    key_text = NO_KEY if key is None else key.get_secret_value()
+    async with AsyncOpenAI(api_key=key_text, base_url=address or OPENAI) as client:
         if settings.openai_api == "chat_completions":
             yield OpenAIChatCompletionsModel(model=name, openai_client=client)
         else:

@@ -54,7 +54,7 @@ class ToolFinished:
 
     output: str
     error: Exception | None = field(default=None, repr=False)
-    """What the tool raised, if the SDK answered in its place. The model is not told."""
+    """What the tool raised, if the SDK answered in its place. The model does not see it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ApprovalNeeded:
     `state.to_json()` and `RunState.from_json(…, context_override=RunContextWrapper(RunContext(user_id)))`: tools want
     their context back.
 
-    If the store fails while the turn goes on, take `state.to_json()` once more and resume from that: it knows what was
+    If the store fails during the turn, take `state.to_json()` once more and resume from that: it knows what was
     stored. If the SDK refuses it, say something new. An older JSON would call the tools again.
     """
 
@@ -151,7 +151,7 @@ async def run_turn(
 
 
 async def _stop(result: RunResultStreaming) -> None:
-    """End a run that has no listener any more, and wait until its writes are finished."""
+    """End a run that nobody listens to any more, and wait until its writes are finished."""
     if not result.is_complete:
         # Not "after_turn": that waits for the rest of the answer. What was stored stays valid: a turn is one batch.
         result.cancel(mode="immediate")

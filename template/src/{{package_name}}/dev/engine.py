@@ -30,7 +30,7 @@ Command = Sequence[str | Path]
 
 
 class DevServerError(Exception):
-    """Why there is no server and what to do about it, as a sentence to the user."""
+    """Why the server cannot be started and what to do, as a sentence for the user."""
 
 
 class Engine(ABC):
@@ -47,8 +47,6 @@ class Engine(ABC):
     """How users call it."""
     VARIABLE: ClassVar[str]
     """The setting that names another server to use instead."""
-    OTHER_VARIABLES: ClassVar[tuple[str, ...]] = ()
-    """More settings that belong to such a server: where one is set, the embedded server is not what is meant."""
 
     def __init__(self, directory: Path, durable: bool, starting: int) -> None:
         self.directory, self.durable, self.starting = directory, durable, starting
@@ -96,7 +94,7 @@ class Engine(ABC):
         last, log = self.directory / f"{name}.port", self.directory / f"{name}.log"
         kept = is_locked(self.directory / f"{name}.keeper")
         before = int(last.read_text()) if last.exists() else None
-        # What others depend on may have moved to another port: they must be told.
+        # A process that others depend on may have moved to another port, so those get new arguments.
         if kept and not self.moved and before is not None and ready(before):
             return before
         self.end(name)

@@ -1,4 +1,4 @@
-"""Keeps one process of the development server running while somebody uses it; `server.py` tells the story.
+"""Keeps one process of the development server running while somebody uses it; `server.py` explains the whole.
 
 Its arguments: DIRECTORY NAME COMMAND... It is run as a script, with the standard library only.
 """
@@ -14,7 +14,7 @@ STOP_SECONDS = 20.0  # a checkpoint; who takes longer is stopped the hard way, a
 
 
 def keep(directory: str, name: str, *command: str) -> None:
-    """Start the process, sleep until it ends, we are told to end, or the last user has left, and stop it."""
+    """Start the process, sleep until it ends, SIGTERM arrives or the last user has left, and stop it."""
 
     def private(file: str) -> int:
         return os.open(os.path.join(directory, file), os.O_RDWR | os.O_CREAT, 0o600)
@@ -25,7 +25,7 @@ def keep(directory: str, name: str, *command: str) -> None:
     fcntl.flock(ours, fcntl.LOCK_EX)
     fcntl.flock(alive, fcntl.LOCK_EX)
     # The starter waits for us until here, and the locks stay ours: a fork has the same open files. So the process that
-    # goes on is nobody's child that could become a zombie.
+    # remains is a child of init, so it cannot become a zombie.
     if os.fork():
         os._exit(0)
     os.dup2(log, 1)

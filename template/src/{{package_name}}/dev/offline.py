@@ -1,6 +1,6 @@
 """A model that needs no key and no network, for the first minute and for tests. It answers from the history it gets.
 
-It knows the user's name if it was told, what was said first, and calls a tool or hands over if the user names it.
+It knows the user's name if the user said it, the first message, and calls a tool or hands over if the user names it.
 """
 
 from __future__ import annotations

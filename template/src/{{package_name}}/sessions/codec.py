@@ -1,21 +1,27 @@
 """Items to text and back, exactly: what was a float stays that float, what was a key stays in its place.
 
 msgspec reads and writes in a tenth of the time of `json`. What it would refuse or change (half a surrogate pair, NaN,
-a number beyond every float) goes through `json`, which keeps it. Both read what the other wrote.
+a number beyond every float) goes through `json`, which keeps it. Both read what the other wrote. Rows that cannot be
+read stay where they are, and are logged once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import msgspec
 
-from .records import SEALED
+from .contract import RowStore
+from .records import SEALED, SessionRef
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
+
+logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -32,7 +38,7 @@ def encode_item(item: TResponseInputItem) -> str:
     """The item as JSON text without line breaks.
 
     Raises:
-        TypeError: The item holds something that JSON has no word for.
+        TypeError: The item contains a value that JSON cannot represent.
     """
     try:
         data = _encode(item)
@@ -101,7 +107,7 @@ def title_of(items: Iterable[TResponseInputItem]) -> str | None:
     for item in items:
         if item.get("role") == "user" and (words := " ".join(_text(item.get("content")).split())):
             title = words if len(words) <= TITLE_LENGTH else words[: TITLE_LENGTH - 1] + "…"
-            # Control characters, NUL and half surrogate pairs have no place in a listing.
+            # Control characters, NUL and half surrogate pairs would break a listing.
             return title if title.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in title)
     return None
 
@@ -112,3 +118,39 @@ def _text(content: object) -> str:
         content = " ".join(part for part in parts if isinstance(part, str))
     # Enough for a title even if half of it is white space; the rest may be megabytes.
     return content[: 2 * TITLE_LENGTH] if isinstance(content, str) else ""
+
+
+MAX_REMEMBERED = 10_000
+"""How many damaged rows of a store are remembered as logged. With more of them, some are logged again."""
+MAX_NAMED = 10
+"""How many rows a line names."""
+
+_logged: WeakKeyDictionary[RowStore, dict[int, None]] = WeakKeyDictionary()
+"""Hashes of what was logged, the oldest first. Not the texts, which may be megabytes."""
+
+
+def report_damage(store: RowStore, ref: SessionRef, damaged: Mapping[int, tuple[str, str]]) -> None:
+    """Log rows that were skipped, in one line, unless all of them were logged before. Never logs their content.
+
+    Args:
+        store: Where they were read.
+        ref: Their session.
+        damaged: By their number from the newest: their text, and what is wrong with it.
+    """
+    logged = _logged.setdefault(store, {})
+    found = {hash((ref, text)): (age, problem) for age, (text, problem) in damaged.items()}
+    fresh = {mark: found[mark] for mark in found if mark not in logged}
+    if not fresh:
+        return
+    logged.update(dict.fromkeys(fresh))
+    while len(logged) > MAX_REMEMBERED:
+        del logged[next(iter(logged))]
+    ages = sorted(age for age, _ in fresh.values())
+    logger.warning(
+        "Skipped %d unreadable row%s of %r (%s): number %s from the newest. Logged once; what is stored stays.",
+        len(ages),
+        "" if len(ages) == 1 else "s",
+        ref,
+        ", ".join(sorted({problem for _, problem in fresh.values()})),
+        ", ".join(map(str, ages[:MAX_NAMED])) + (", …" if len(ages) > MAX_NAMED else ""),
+    )

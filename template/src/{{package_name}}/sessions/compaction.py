@@ -37,7 +37,7 @@ async def replace_history(session: History, items: list[TResponseInputItem]) -> 
         readable = [try_decode(row) is not None for row in rows]
         if all(readable):
             return await session.replace_tail(None, items)
-        # Damaged rows at the very beginning are not even touched; those in between come to stand behind them.
+        # Damaged rows at the very beginning are not touched; damaged rows after them move to the end of the prefix.
         first = readable.index(True) if any(readable) else len(rows)
         damaged = [Row(row) for row, fine in zip(rows[first:], readable[first:], strict=True) if not fine]
         if await session.replace_tail(rows[first:], items, after=damaged):
@@ -55,7 +55,7 @@ async def compaction_snapshot(
         prune_prefix: Says of an item at the very start of the history whether it may go as well (expired ciphertext).
 
     Returns:
-        None if the SDK has no snapshots: it then falls back to reading everything.
+        None if the SDK does not use snapshots: it then reads everything.
     """
     try:
         from agents.memory.session import _CompactionSnapshot

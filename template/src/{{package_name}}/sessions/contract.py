@@ -1,7 +1,7 @@
 """What a backend promises: rows of opaque text, kept in order, one history per session.
 
-A backend implements these methods in a `SessionStore` and knows nothing of items, JSON or the SDK; `StoredSession` does
-the rest.
+A backend implements these methods and knows nothing of items, JSON or the SDK; `StoredSession` does the rest. It
+extends `SessionStore`, which adds what apps call, or `ConnectedStore`, which also connects; both are in `store.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from .errors import WrongKey, how_to
-from .records import Batch, Content, Row, SessionInfo, SessionPage, key_of
-from .refs import Id, SessionRef
+from .records import Batch, Content, Id, Row, SessionInfo, SessionPage, SessionRef, key_of
 from .settings import StoreSettings
 
 Admit = Callable[[str | None], Awaitable[None]]
@@ -45,8 +44,8 @@ class RowStore(ABC):
 
     Every method is one round trip. Every method may raise `StoreUnavailable`, `StoreRefused` or `SchemaOutdated`.
     All but those that pop may simply be called again after `StoreUnavailable`. A change whose caller is cancelled is
-    finished or undone before the cancellation goes on: nothing happens later (`@settles` in `retry.py` is one way). If
-    the server does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
+    finished or undone before the cancellation propagates: nothing happens later (`@settles` in `retry.py` is one way).
+    If the server does not answer, that takes `SESSION_SETTLE_SECONDS` at most.
     """
 
     encrypts = False
@@ -92,20 +91,23 @@ class RowStore(ABC):
         are. May not be called again if it was `maybe_applied`.
 
         Returns:
-            False if somebody wrote in between: then nothing was changed.
+            False if another writer came first: then nothing was changed.
         """
         return await self.replace_tail(ref, expected_tail, Batch.of([Row(text) for text in expected_tail[1:]]))
 
     @abstractmethod
     async def clear(self, ref: SessionRef) -> None:
-        """Remove all rows. The session keeps its title and metadata."""
+        """Remove all rows. The session keeps its title and metadata.
+
+        Sessions call `replace_tail` for it, which is idempotent: a late repetition takes away nothing that came since.
+        """
 
     @abstractmethod
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         """Put `batch` in the place of the newest rows if those still are `expected_tail`, oldest first; None: all rows.
 
         Returns:
-            False if somebody wrote in between: then nothing was changed.
+            False if another writer came first: then nothing was changed.
         """
 
     # ── Sessions ────────────────────────────────────────────────────────────
@@ -127,14 +129,14 @@ class RowStore(ABC):
     async def update_session(
         self, ref: SessionRef, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
-        """Set title, metadata (as a whole) or both; None leaves one as it is. False if there is no such session."""
+        """Set title, metadata (as a whole) or both; None leaves one as it is. False if the session does not exist."""
 
     @abstractmethod
     async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
         """Put what `after` holds in the place of what `before` holds, row by row, if all of it is still as in `before`.
 
-        A title that is None in `after` stays. Nothing else changes: neither the order and number of rows, nor any time,
-        nor the session's place in a listing.
+        A title that is None in `after` stays. Nothing else changes: the order and number of rows, all times and the
+        session's place in a listing stay.
 
         Returns:
             False if something was not as in `before`: then nothing was changed.
@@ -161,7 +163,7 @@ class RowStore(ABC):
         """Remove up to `limit` sessions last written before `older_than`; returns how many. Call until it returns 0.
 
         Raises:
-            ValueError: `older_than` has no time zone.
+            ValueError: `older_than` lacks a time zone.
         """
 
     # ── The store itself ────────────────────────────────────────────────────

@@ -1,8 +1,16 @@
-"""The errors of this package. Each message says what is wrong and what to do next, and contains no secret."""
+"""The errors of this package, and tracebacks without secrets.
+
+Each message says what is wrong and what to do next, and contains no secret. Tools that report errors record local
+variables, some of which hold passwords.
+"""
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 COMMAND = __name__.partition(".")[0].replace("_", "-")
 """The command line of this project."""
@@ -64,3 +72,46 @@ class StoreUnavailable(SessionStoreError):
     def __init__(self, message: str, *, maybe_applied: bool = False) -> None:
         super().__init__(message)
         self.maybe_applied = maybe_applied
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def forget_locals(error: BaseException) -> None:
+    """Empty the frames that an error came through, and those of its causes; files and lines stay.
+
+    Frames that still run keep theirs.
+    """
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            todo += [each.__cause__, each.__context__]
+
+
+def forgets_locals(function: Callable[P, T]) -> Callable[P, T]:
+    """For a function that is given a secret or reads one: its errors show no local variable, and no argument."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            del args, kwargs
+            forget_locals(error)
+            raise
+
+    return call
+
+
+class Check(NamedTuple):
+    """One finding: a sentence, and what to do if it is not "ok". Holds no secrets."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    says: str
+    todo: str = ""

@@ -1,4 +1,4 @@
-"""What goes into a store and comes out of it: rows of opaque text, and what is known of a session."""
+"""What goes into a store and comes out of it: names of sessions, rows of opaque text, what is known of a session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,69 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 from uuid import UUID
+
+from .errors import InvalidSessionId
+
+Id = str | int | UUID
+"""What an app may have as the id of a user or a session. Stored and compared as text."""
+
+MAX_ID_BYTES = 1000
+"""Longest session id or user id in bytes of UTF-8. Both must fit into one index entry of an SQL database (2,704)."""
+
+
+class _Ids(NamedTuple):
+    user_id: str
+    session_id: str
+
+
+class SessionRef(_Ids):
+    """The name of one session. Two users may both have a session called "default" and never meet.
+
+    Ids become plain text here, for every store: 42 and "42" are the same user.
+
+    Raises:
+        InvalidSessionId: An id is of another type than `Id`.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, user_id: Id, session_id: Id) -> Self:
+        return super().__new__(cls, id_text("user_id", user_id), id_text("session_id", session_id))
+
+    def check(self) -> Self:
+        """This reference, if every store can keep it.
+
+        Raises:
+            InvalidSessionId: An id is too long, empty (the session's), or holds NUL or half a surrogate pair.
+        """
+        for name, value in zip(("user_id", "session_id"), self, strict=True):
+            if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+                raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
+            if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+                raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
+        if not self.session_id:
+            raise InvalidSessionId("session_id is empty. Give every conversation an id of its own.")
+        return self
+
+
+def id_text(name: str, value: object) -> str:
+    """The text that stands for an id: 42 and "42" are the same user.
+
+    Args:
+        name: Of the argument, for the message.
+        value: An `Id`.
+
+    Raises:
+        InvalidSessionId: `value` is of another type than `Id`; True and False are not ids either.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)  # also what a member of an enumeration of texts stands for
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    if isinstance(value, UUID):
+        return str(value)
+    raise InvalidSessionId(f"{name} must be a str, an int or a UUID, not {type(value).__name__}.")
+
 
 SEALED = "sealed:"
 """Beginning of a stored text that is encrypted; the short name of its key follows. No item begins like this."""
@@ -78,7 +141,7 @@ def encode_metadata(metadata: Mapping[str, Any], *, allow_nan: bool = True) -> s
     """Metadata as JSON text.
 
     Raises:
-        TypeError: They hold something that JSON has no word for.
+        TypeError: They contain a value that JSON cannot represent.
         ValueError: They are nested too deep, or hold NaN or infinity that is not allowed.
     """
     if _is_deeper(metadata, MAX_METADATA_DEPTH):
@@ -95,7 +158,7 @@ def check_aware(time: datetime) -> datetime:
     """The same time, if it says which one it is.
 
     Raises:
-        ValueError: It has no time zone.
+        ValueError: The time zone is missing.
     """
     if time.utcoffset() is None:
         raise ValueError("A time without a time zone is ambiguous. Pass one such as datetime.now(UTC).")
@@ -103,7 +166,7 @@ def check_aware(time: datetime) -> datetime:
 
 
 class SessionPage(NamedTuple):
-    """Some sessions, newest first, and where to go on (None at the end)."""
+    """Some sessions, newest first, and the cursor of the next page (None at the end)."""
 
     sessions: list[SessionInfo]
     next_cursor: str | None

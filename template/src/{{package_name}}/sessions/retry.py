@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError as EndedAsCancelled
+from contextlib import contextmanager, suppress
 from functools import wraps
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -83,18 +84,19 @@ async def with_retries(
 
 
 async def _send_once_more(operation: Callable[[], Awaitable[Any]], settle: float | None, spent: float = 0.0) -> None:
-    if settle is not None and spent < settle:
+    # What a store could not find out in half of the time, it would not find out in the rest.
+    if settle is not None and spent < settle / 2:
         await finish(asyncio.ensure_future(operation()), settle - spent)
 
 
-async def run_to_completion(change: Awaitable[T], seconds: float) -> T:
-    """Wait until a change is finished, even when the caller is cancelled; then let the cancellation go on.
+async def run_to_completion(change: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Wait until a change is finished, even when the caller is cancelled; then raise the cancellation.
 
     Args:
         change: What must not be left half done.
         seconds: How long it may take after the cancellation, see `finish`.
     """
-    task = asyncio.ensure_future(change)
+    task = hidden(asyncio.create_task(change))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -106,15 +108,15 @@ async def finish(task: asyncio.Future[Any], seconds: float) -> None:
     """For a caller who is cancelled already: wait for the task, but no longer than this. Raises nothing.
 
     The last quarter of the time is for cancelling it as well: a store that can end its call at the server does it then,
-    and what still waits there for a lock is not carried out after the caller was told that all is over.
+    and what still waits there for a lock is not carried out after the caller got its error.
     """
     deadline = monotonic() + seconds
-    await _ended(task, deadline - seconds / 4)
+    await ended(task, deadline - seconds / 4)
     if not task.done():
         abandon(task)
-        await _ended(task, deadline)
+        await ended(task, deadline)
         logger.warning("The outcome of a cancelled call is not known after %g s.", seconds)
-    elif not task.cancelled() and (error := task.exception()) is not None:
+    elif not task.cancelled() and getattr(error := task.exception(), "maybe_applied", error is not None):
         logger.warning("A cancelled call failed: %s", error)
 
 
@@ -124,7 +126,20 @@ def abandon(task: asyncio.Future[Any]) -> None:
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio complains of it
 
 
-async def _ended(task: asyncio.Future[Any], deadline: float) -> None:
+def unnoticed(task: asyncio.Task[T]) -> asyncio.Task[T]:
+    """A task that serves others: an event loop that ends before it is closed does not complain of it."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    return task
+
+
+def hidden(task: asyncio.Task[T]) -> asyncio.Task[T]:
+    """A task that `asyncio.run` does not cancel at its end: a caller that it cancels may wait for the outcome."""
+    asyncio._unregister_task(task)
+    return unnoticed(task)
+
+
+async def ended(task: asyncio.Future[Any], deadline: float) -> None:
+    """For a caller who is cancelled already: wait until the task is done, or until then (`time.monotonic`)."""
     while not task.done() and (left := deadline - monotonic()) > 0:
         with suppress(asyncio.CancelledError):  # being cancelled once is enough
             await asyncio.wait({task}, timeout=left)
@@ -133,7 +148,7 @@ async def _ended(task: asyncio.Future[Any], deadline: float) -> None:
 def settles(
     change: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """For a method of a store: it is finished before a cancellation goes on, so that nothing happens later.
+    """For a method of a store: it is finished before a cancellation propagates, so that nothing happens later.
 
     It takes `SESSION_SETTLE_SECONDS` at most.
     """
@@ -143,6 +158,22 @@ def settles(
         return await run_to_completion(change(self, *args, **kwargs), self.settings.session_settle_seconds)
 
     return call
+
+
+@contextmanager
+def cancelled_by_caller_alone() -> Iterator[None]:
+    """Around a function of the app, which may end as cancelled although nobody cancelled its caller.
+
+    Raises:
+        concurrent.futures.CancelledError: It did: for the caller, that is an error as any other.
+    """
+    before = cancellations()
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if cancellations() > before:
+            raise
+        raise EndedAsCancelled from error
 
 
 def cancellations() -> int:

@@ -12,13 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .codec import UnreadableItem, decode_item, decode_items, encode_item, role_of, title_of, try_decode
+from .codec import UnreadableItem, decode_item, decode_items, encode_item, report_damage, role_of, title_of, try_decode
 from .compaction import compaction_snapshot, replace_history
 from .contract import RowStore
-from .damage import report_damage
 from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
-from .records import Batch, Row
-from .refs import SessionRef, id_text
+from .records import Batch, Row, SessionRef, id_text
 from .retry import with_retries
 
 if TYPE_CHECKING:
@@ -35,11 +33,11 @@ _METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 
 
 class StoredSession:
-    """One conversation of one user. Cheap to make, holds no connection, needs no closing.
+    """One conversation of one user. Cheap to create, without a connection of its own, nothing to close.
 
     Args:
         make_store: Gives the store where the items are.
-        key: Whose conversation, and which.
+        ref: Whose conversation, and which.
         session_settings: Default limit for reads; an object or a dict. May be assigned later as well.
 
     Raises:
@@ -115,7 +113,7 @@ class StoredSession:
 
         Raises:
             ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`.
-            TypeError: An item holds something that JSON has no word for.
+            TypeError: An item contains a value that JSON cannot represent.
         """
         self._check_owner(wrapper)
         if items:
@@ -133,7 +131,8 @@ class StoredSession:
     async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items; title and metadata stay."""
         self._check_owner(wrapper)
-        await self._retried(lambda: self.store.clear(self.ref))
+        # Not `clear` of the store: a first attempt that arrives late would take away what was written since.
+        await self._replaced(None, Batch.of([]))
 
     # ── What the SDK's compaction looks for (private there; the template's proof pins it) ──
 
@@ -162,7 +161,7 @@ class StoredSession:
             after: Rows that come before the items, as they are.
 
         Returns:
-            False if somebody wrote in between: then nothing was changed.
+            False if another writer came first: then nothing was changed.
         """
         batch = self._batch(items)
         return await self._replaced(expected_tail, batch._replace(rows=[*after, *batch.rows]))

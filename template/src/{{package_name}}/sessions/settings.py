@@ -25,18 +25,25 @@ def checkout_of(file: Path) -> str | None:
 
 
 PROJECT = checkout_of(Path(__file__))
+_everywhere = False
+
+
+def read_project_file_everywhere() -> None:
+    """For the project's own commands: its `.env` counts wherever they are started, as its `.dev` does."""
+    global _everywhere
+    _everywhere = True
 
 
 def env_files() -> list[str]:
     """The project's `.env` from anywhere inside the project, and the one of the current folder, which wins.
 
-    Outside the project that of the current folder alone: so tests, which run in a folder of their own, see no other.
+    Outside the project that of the current folder alone: an app that uses a checkout as a library has its own.
     """
     try:
         here = os.path.normcase(os.getcwd())
     except FileNotFoundError:  # the folder was removed
         return [NAME]
-    if PROJECT is None or not here.startswith(os.path.normcase(PROJECT) + os.sep):
+    if PROJECT is None or not (_everywhere or here.startswith(os.path.normcase(PROJECT) + os.sep)):
         return [NAME]
     return [os.path.join(PROJECT, NAME), NAME]
 

@@ -1,16 +1,24 @@
-"""Reading an exported file: all of it is checked before any of it is used, one line in memory at a time."""
+"""Exported files: opening them, `-` is stdin or stdout, and reading them.
+
+All of a file is checked before any of it is used, one line in memory at a time.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
 from ..sessions.errors import SessionStoreError
-from ..sessions.records import SessionInfo, encode_metadata
-from ..sessions.refs import SessionRef
+from ..sessions.records import SessionInfo, SessionRef, encode_metadata
 
 FORMAT = 1
 _LONGEST_HEADER = 2**24
@@ -169,3 +177,56 @@ def _strings(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner)
+
+
+@contextmanager
+def writing(name: str) -> Iterator[BinaryIO]:
+    """A file to write to. It appears under its name when it is complete, readable for its owner only.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = Path(os.path.realpath(name))  # a link stays a link
+    if name == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    elif path.exists() and not path.is_file():  # a device or a pipe
+        with path.open("wb") as out:
+            yield out
+    else:
+        try:
+            handle, unfinished = tempfile.mkstemp(prefix=".unfinished-", dir=path.parent)  # mode 0600
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from None
+        try:
+            with os.fdopen(handle, "wb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            Path(unfinished).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def reading(name: str) -> Iterator[BinaryIO]:
+    """A file to read, twice if need be: what cannot be rewound is copied to a temporary file first.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if name == "-":
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.seek(0)
+            yield copy
+        return
+    with Path(name).open("rb") as file:
+        if file.seekable():
+            yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            yield copy

@@ -18,10 +18,9 @@ from typing import BinaryIO, Literal, NamedTuple
 from uuid import UUID, uuid5
 
 from ..sessions.codec import role_in
-from ..sessions.records import Batch, Row, SessionInfo
-from ..sessions.refs import SessionRef
+from ..sessions.paging import again, chosen_sessions
+from ..sessions.records import Batch, Row, SessionInfo, SessionRef
 from ..sessions.store import SessionStore
-from ..sessions.walk import again, chosen_sessions
 from .file import FORMAT, Place, read_session
 
 Outcome = Literal["imported", "extended", "already there", "replaced", "skipped", "conflict"]
@@ -58,7 +57,7 @@ async def export_sessions(
         report: Called with 1 after each session.
 
     Raises:
-        NoSuchSession: There is no session `session_id`.
+        NoSuchSession: The session `session_id` does not exist.
     """
     sessions = items = 0
     async with aclosing(chosen_sessions(store, user_id, session_id)) as chosen:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from ..checks import Check
-from ..errors import SessionStoreError, SettingMissing, WrongKey
+from ..errors import Check, SessionStoreError, SettingMissing, WrongKey
 from ..store import SessionStore
 from .cipher import NoKey, how_to_reencrypt
 from .store import EncryptedStore, NotEncrypted

@@ -20,11 +20,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
-from ..errors import SettingMissing, WrongKey, how_to
-from ..records import SEALED, encode_metadata, key_of
-from ..refs import SessionRef
+from ..errors import SettingMissing, WrongKey, forgets_locals, how_to
+from ..records import SEALED, SessionRef, encode_metadata, key_of
 from ..settings import StoreSettings
-from ..tracebacks import forgets_locals
 
 KEYS = "SESSION_ENCRYPTION_KEYS"
 KEY_BYTES = 32

@@ -1,4 +1,4 @@
-"""Stored sessions under the newest key, or in plain text, while the app goes on writing.
+"""Seals stored sessions with the newest key, or stores them in plain text, while the app keeps writing.
 
 Each session is read, and what is not as it should be is put in the place of what was there, if nobody changed that in
 between. What is done already is left alone: an interrupted run is gone on with by running again.
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from ..contract import RowStore
 from ..errors import SessionStoreError
-from ..records import SEALED, Content, SessionInfo
-from ..refs import SessionRef
-from ..walk import again, chosen_sessions
+from ..paging import again, chosen_sessions
+from ..records import SEALED, Content, SessionInfo, SessionRef
 from .cipher import SEALED_METADATA, Cipher, Purpose, sealed_metadata
 
 _ROWS, _CHARACTERS = 1000, 4 * 2**20
@@ -78,7 +77,7 @@ async def _session(inner: RowStore, cipher: Cipher, listed: SessionInfo, report:
     for _ in range(_ATTEMPTS):
         info = await again(inner, inner.find_session, ref)
         if info is None:
-            return  # deleted meanwhile
+            return  # deleted concurrently
         texts = _Texts(cipher, ref, decrypt=decrypt)
         before, wanted = Content(info.title, info.metadata), texts.wanted(info)
         first, more, done = 0, True, True

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 from ..codec import try_decode
 from ..contract import Admit
 from ..errors import SettingMissing, StoreUnavailable
-from ..records import SEALED, Batch, Content, Row, SessionInfo, SessionPage
-from ..refs import Id, SessionRef
+from ..records import SEALED, Batch, Content, Id, Row, SessionInfo, SessionPage, SessionRef
 from ..settings import from_environment
 from ..store import SessionStore
 from .cipher import Cipher, EncryptionSettings, how_to_reencrypt, sealed_metadata

@@ -28,7 +28,7 @@ _SOCKET = re.compile(r"(?P<name>/[^\x00-\x1f]*?)(?::(?P<port>[0-9]{1,5}))?")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,62}")
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_TARGETS = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
+_ON, _OFF = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -38,27 +38,33 @@ def _words(text: str) -> frozenset[str]:
 # What other clients do with these, the settings of this app decide, or it makes no difference here.
 _IGNORED = _words(
     "async_fallback command_timeout connection_limit fallback_application_name max_idle_connection_lifetime pgbouncer "
-    "pool_timeout prepared_statement_cache_size prepared_statement_name_func socket_timeout sslcompression sslsni "
-    "statement_cache_size supa timeout uselibpqcompat workaround"
+    "authtype pool_timeout prepared_statement_cache_size prepared_statement_name_func socket_timeout sslcompression "
+    "sslsni statement_cache_size supa timeout tty uselibpqcompat workaround"
 )
-# Ignored with these values; with others they ask for something that the driver cannot do.
-_ONLY = {
+# Words, in upper or lower case. Other values ask for something that the driver cannot do, or mean nothing.
+_VALUES = {
     "channel_binding": ("disable", "prefer", "require"),  # the doctor says that `require` is not checked
     "client_encoding": ("auto", "utf8", "utf-8", "unicode"),
     "gssdelegation": ("0",),
     "gssencmode": ("disable", "prefer"),
+    "gsslib": ("gssapi", "sspi"),
     "load_balance_hosts": ("disable", "random"),
-    "replication": ("false", "off", "no", "0"),
+    "max_protocol_version": ("3.0", "3.2", "latest"),  # of the wire; the driver speaks the first
+    "min_protocol_version": ("3.0",),
+    "replication": _OFF,
     "requiressl": ("0", "1"),
     "schema": ("public",),
+    "ssl": (*SSL_MODES, "no-verify", *_ON, *_OFF),
+    "ssl_max_protocol_version": ("TLSv1.2", "TLSv1.3"),
+    "ssl_min_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
     "sslaccept": ("accept_invalid_certs", "strict"),
     "sslcertmode": ("allow",),
-    "ssl": ("true", "false", "1", "0", *SSL_MODES),
+    "sslmode": (*SSL_MODES, "no-verify"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
 }
-_TLS = _words(
-    "sslmode sslcert sslkey sslrootcert sslcrl sslpassword sslnegotiation ssl_min_protocol_version "
-    "ssl_max_protocol_version"
-)
+_FILES = _words("sslcert sslkey sslrootcert sslcrl")
+_TLS = _FILES | _words("sslmode sslpassword sslnegotiation ssl_min_protocol_version ssl_max_protocol_version")
 _DRIVER = _words("krbsrvname gsslib passfile")
 _SOCKET_OPTIONS = _words(
     "keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout connect_timeout"
@@ -71,11 +77,21 @@ _SERVER = _words(
     "synchronous_commit default_transaction_isolation default_transaction_read_only default_transaction_deferrable "
     "default_tablespace extra_float_digits bytea_output session_replication_role log_statement row_security"
 )
-_SECRETS = _words("user password sslpassword options passfile sslkey")
+_SECRETS = _words("user password sslpassword options passfile sslkey scram_client_key oauth_client_secret")
+_OAUTH = "the driver cannot log in with OAuth; let a function give the token as the password (DATABASE_CREDENTIALS)"
 _REFUSED = {
     "service": "write what the service file says into the address",
     "servicefile": "write what the service file says into the address",
-    "require_auth": "the driver cannot be told which login methods to take",
+    "oauth_client_id": _OAUTH,
+    "oauth_client_secret": _OAUTH,
+    "oauth_issuer": _OAUTH,
+    "oauth_scope": _OAUTH,
+    "require_auth": "the driver does not let the app choose login methods",
+    "requirepeer": "the driver cannot check which user runs the server",
+    "scram_client_key": "the driver logs in with the password itself",
+    "scram_server_key": "the driver logs in with the password itself",
+    "sslcrldir": "name one file with all lists in sslcrl",
+    "sslkeylogfile": "set the environment variable SSLKEYLOGFILE",
     "sslidentity": "write sslcert and sslkey, which name PEM files",
 }
 
@@ -92,7 +108,7 @@ class Login(NamedTuple):
 
 @dataclass(frozen=True)
 class PostgresAddress:
-    """What a URL says. Its repr holds no secrets."""
+    """What a URL says. Its repr contains no secrets."""
 
     where: str
     """Hosts, ports and database, for messages."""
@@ -149,9 +165,6 @@ def parse_address(url: str, variable: str) -> PostgresAddress:
     # As for libpq and Prisma, those of the query count more.
     hosts = _hosts(query.get("host") or query.get("hostaddr") or servers, query, variable)
     database = query.get("dbname") or query.get("database") or unquote(path.removeprefix("/")) or None
-    target = query.get("target_session_attrs")
-    if target is not None and target not in _TARGETS:
-        raise SettingMissing(f"{variable}: target_session_attrs must be one of {', '.join(_TARGETS)}.")
     names = ",".join(f"[{host}]:{port}" if ":" in host and host[0] != "/" else f"{host}:{port}" for host, port in hosts)
     shown = database if database is None or database.isprintable() else repr(database)
     return PostgresAddress(
@@ -159,12 +172,12 @@ def parse_address(url: str, variable: str) -> PostgresAddress:
         hosts=hosts,
         login=Login(query.get("user") or unquote(user) or None, query.get("password") or unquote(password) or None),
         database=database,
-        target=target,
+        target=query.get("target_session_attrs") or None,
         shuffled=query.get("load_balance_hosts") == "random",
         pooler=any(port == 6543 for _, port in hosts)
-        or query.get("pgbouncer") == "true"
+        or query.get("pgbouncer", "").lower() in _ON
         or any(query.get(name) == "0" for name in ("statement_cache_size", "prepared_statement_cache_size")),
-        driver={name: query[name] for name in sorted(_DRIVER & query.keys())},
+        driver={name: query[name] for name in sorted(_DRIVER & query.keys()) if query[name]},
         tls=_tls(query, variable),
         server=_server(query),
         socket=_numbers(query, variable),
@@ -208,10 +221,8 @@ def _query(text: str, variable: str) -> dict[str, str]:
             raise SettingMissing(f"{variable}: {called} has no value. A & within a value is written %26.")
         value = unquote_plus(value) if name in _SERVER else unquote(value)
         known = name in _IGNORED | _TLS | _DRIVER | _SOCKET_OPTIONS | _LOGIN | _SERVER or "." in name
-        if name in _ONLY:
-            if value.lower() not in _ONLY[name]:
-                instead = " DATABASE_SCHEMA names another one." if name == "schema" else ""
-                raise SettingMissing(f"{variable}: {name} must be {' or '.join(_ONLY[name])} for this app.{instead}")
+        if name in _VALUES:
+            value = value and _word(name, value, variable)
         elif name in _REFUSED:
             raise SettingMissing(f"{variable}: this app does not take {name}; {_REFUSED[name]}.")
         elif not known or not _NAME.fullmatch(name):
@@ -226,6 +237,16 @@ def _query(text: str, variable: str) -> dict[str, str]:
     if "host" in query and "hostaddr" in query:
         raise SettingMissing(f"{variable}: this app takes host or hostaddr, not both.")
     return query
+
+
+def _word(name: str, value: str, variable: str) -> str:
+    words = _VALUES[name]
+    for word in words:
+        if word.lower() == value.lower():
+            return word
+    must = f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+    instead = " DATABASE_SCHEMA names another one." if name == "schema" else ""
+    raise SettingMissing(f"{variable}: {name} must be {must} for this app.{instead}")
 
 
 def _hosts(servers: str, query: Mapping[str, str], variable: str) -> tuple[tuple[str, int], ...]:
@@ -269,27 +290,24 @@ def _host(text: str, default_port: str, variable: str) -> tuple[str, int]:
 def _tls(query: Mapping[str, str], variable: str) -> dict[str, str]:
     """The TLS parameters as libpq calls them."""
     tls = {name: query[name] for name in _TLS if query.get(name)}
-    mode = tls.get("sslmode") or {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(
-        query.get("ssl", ""), query.get("ssl", "")
-    )
+    mode = tls.get("sslmode") or query.get("ssl", "")
+    mode = "require" if mode in _ON else "disable" if mode in _OFF else mode
     if query.get("requiressl") == "1" and mode in ("", "allow", "prefer"):
         mode = "require"
     if mode == "no-verify":  # as Node.js calls it
         mode = "require"
     if query.get("sslaccept") == "strict" and mode != "disable":  # Prisma's
         mode = "verify-full"
-    if mode and mode not in SSL_MODES:
-        raise SettingMissing(f"{variable}: sslmode must be one of {', '.join(SSL_MODES)}.")
-    if tls.get("sslnegotiation", "postgres") not in ("postgres", "direct"):
-        raise SettingMissing(f"{variable}: sslnegotiation must be postgres or direct.")
-    for name in ("ssl_min_protocol_version", "ssl_max_protocol_version"):
-        if tls.get(name, "TLSv1.2") not in ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"):
-            raise SettingMissing(f"{variable}: {name} must be TLSv1.2 or TLSv1.3.")
+    oldest, newest = (tls.get(f"ssl_{end}_protocol_version") for end in ("min", "max"))
+    if oldest in ("TLSv1", "TLSv1.1"):  # this computer's OpenSSL may have neither
+        oldest = tls["ssl_min_protocol_version"] = "TLSv1.2"
+    if oldest and newest and oldest > newest:
+        raise SettingMissing(f"{variable}: ssl_min_protocol_version is newer than ssl_max_protocol_version.")
     if tls.get("sslrootcert") == "system":
         mode = mode or "verify-full"
         if mode != "verify-full":
             raise SettingMissing(f"{variable}: sslrootcert=system needs sslmode=verify-full.")
-    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+    for name in _FILES:
         if name in tls and tls[name] != "system":
             tls[name] = os.path.expanduser(tls[name])  # without a home it stays as it is
     return {**tls, "sslmode": mode} if mode else tls

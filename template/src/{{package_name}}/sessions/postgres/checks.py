@@ -7,8 +7,7 @@ from time import perf_counter
 
 import asyncpg
 
-from ..checks import Check
-from ..errors import SessionStoreError
+from ..errors import Check, SessionStoreError
 from .connection import (
     DRIVER_ERRORS,
     OPENING_STATEMENT,
@@ -21,13 +20,12 @@ from .errors import translate
 from .schema import Migration, check_migrations
 from .socket import is_encrypted
 
-OLDEST = 11
-"""The SQL needs `toast_tuple_target` (https://www.postgresql.org/docs/release/11.0/); all else in it is older."""
-OLDEST_TESTED = 15
+OLDEST = 15
+"""The oldest version that this app is tested with."""
 
 # What the functions of migrations/ do to the tables, with the rights of the role that calls them.
 _MISSING_RIGHTS = """
-SELECT array(
+SELECT CASE WHEN NOT has_schema_privilege($1::text, 'USAGE') THEN array[format('USAGE on schema %s', $1)] ELSE array(
   SELECT format('%s on table %s', wanted.privilege, wanted.name)
   FROM (SELECT p, t FROM unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p,
         unnest(array['agent_sessions', 'agent_session_info', 'agent_session_batches', 'agent_session_canary']) AS t
@@ -37,7 +35,7 @@ SELECT array(
   SELECT format('EXECUTE on function %s', proname) FROM pg_catalog.pg_proc
   WHERE pronamespace = quote_ident($1)::regnamespace AND proname LIKE 'agent\\_session\\_%'
     AND NOT has_function_privilege(oid, 'EXECUTE')
-)
+) END
 """
 
 
@@ -51,7 +49,7 @@ async def check_postgres(settings: PostgresSettings, migrations: Sequence[Migrat
         yield Check("connection", "fail", "The database cannot be reached.", str(problem))
         return
     except SessionStoreError as error:
-        yield Check("connection", "fail", "DATABASE_URL cannot be used.", str(error))
+        yield Check("connection", "fail", "The settings cannot be used.", str(error))
         return
     try:
         yield Check("connection", "ok", f"Connected to {settings.where} in {(perf_counter() - begin) * 1000:.0f} ms.")
@@ -82,7 +80,7 @@ def _check_transport(settings: PostgresSettings, *, encrypted: bool) -> Check:
         what = "The connection is not encrypted: the password's proof and all conversations can be read on the way."
         return Check("TLS", "warn", what, f"{todo} On a private network you may leave it.")
     if address.ssl_mode in ("disable", "allow", "prefer"):
-        what = "The connection is encrypted, but nothing requires it: who is in between can turn it off."
+        what = "The connection is encrypted, but nothing requires it: an attacker on the way can turn it off."
         return Check("TLS", "warn", what, todo)
     if address.bound and address.ssl_mode == "require":
         what = "The connection is encrypted, but channel_binding=require is not checked: the driver cannot do that."
@@ -94,9 +92,7 @@ def _check_server_version(version: asyncpg.types.ServerVersion) -> Check:
     # Since PostgreSQL 10 the second number counts the bug-fix releases; asyncpg keeps it in the third field.
     name = f"The server is PostgreSQL {version.major}.{version.micro}"
     if version.major < OLDEST:
-        return Check("server version", "fail", f"{name}, too old for this app.", "Upgrade the server.")
-    if version.major < OLDEST_TESTED:
-        what = f"{name}; this app is only tested with {OLDEST_TESTED} and later."
+        what = f"{name}; this app is only tested with {OLDEST} and later."
         return Check("server version", "warn", what, "Plan an upgrade of the server.")
     return Check("server version", "ok", f"{name}.")
 
@@ -118,12 +114,12 @@ async def _check_pooler(connection: asyncpg.Connection, settings: PostgresSettin
     between = seen != {connection.get_server_pid()}
     if settings.behind_pooler:
         found = "it is there" if between else "none shows itself (without one, this costs a round trip a call)"
-        return Check("pooler", "ok", f"The settings say that a transaction pooler stands in between: {found}.")
+        return Check("pooler", "ok", f"The settings announce a transaction pooler: {found}.")
     if len(seen) != 1:
-        what = "A transaction pooler stands in between, and the settings do not say so."
+        what = "There is a transaction pooler before the server, and the settings do not say so."
         return Check("pooler", "fail", what, "Set DATABASE_POOLER=transaction.")
     if between:
-        what = "A pooler stands in between. In session mode all is well; in transaction mode calls fail under load."
+        what = "There is a pooler before the server. Session mode works; in transaction mode calls fail under load."
         return Check("pooler", "warn", what, "If it is in transaction mode, set DATABASE_POOLER=transaction.")
     return Check("pooler", "ok", "The connection goes straight to the server.")
 
@@ -135,12 +131,14 @@ async def _check_schema(
         answer = await connection.fetchval(in_schema(OPENING_STATEMENT, settings.database_schema), "")
         read_opening(answer)
     except asyncpg.InsufficientPrivilegeError:
-        return Check("schema", "warn", "This role cannot see whether the schema fits this program.", "See its rights.")
+        what = "This role cannot see whether the schema fits this program."
+        return Check("schema", "warn", what, "The check of its rights, below, names those that it lacks.")
     except asyncpg.PostgresError as error:
         return Check("schema", "fail", "The schema cannot be used.", str(translate(error, settings, sent=True)))
     except SessionStoreError as error:
         return Check("schema", "fail", "The schema does not fit this program.", str(error))
-    fits = f"The schema fits this program: schema {answer[0]}"
+    place = "" if settings.database_schema == "public" else f" in {settings.database_schema}"
+    fits = f"The schema fits this program: schema {answer[0]}{place}"
     try:
         return await check_migrations(settings, migrations, fits)
     except SessionStoreError:

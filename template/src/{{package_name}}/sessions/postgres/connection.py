@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import ceil
 from time import monotonic
@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
 
-from ..errors import COMMAND, SchemaOutdated, SessionStoreError, SettingMissing, StoreUnavailable, how_to
+from ..credentials import Credentials, ask, mark_asked, named_function
+from ..errors import COMMAND, SchemaOutdated, SettingMissing, forget_locals, forgets_locals, how_to
 from ..settings import StoreSettings
-from ..tracebacks import forget_locals, forgets_locals
 from .address import EXAMPLE, Login, PostgresAddress, parse_address
 from .socket import keep_alive, tls_options
 
@@ -25,10 +25,6 @@ SCHEMA_VERSION = 20261126000001
 
 OTHER_HOST_SECONDS = 5.0
 """How long a host may be silent before the next one is tried, if the address has no connect_timeout."""
-
-Credentials = Callable[[], Awaitable[tuple[str, str]]]
-"""Gives user and password for one new connection, for those that expire (cloud IAM). It is asked once more if they are
-refused."""
 
 # As texts: for an array of numbers asyncpg asks the server what that is, once on each connection, and turns the setting
 # `jit` off and on around the question. Behind a transaction pooler it stays off if another connection turns it on.
@@ -54,6 +50,9 @@ class PostgresSettings(StoreSettings):
     """Connections per process, at most. Calls beyond it wait."""
     database_timeout_seconds: float = Field(default=30.0, gt=0)
     """For one call: waiting for a free connection, connecting, and its statement, together."""
+    database_credentials: str | None = Field(default=None, repr=False)
+    """An async function, as module:function, that returns user and password for each new connection.
+    Not shown: by mistake it may be a user and a password."""
     database_pooler: Literal["auto", "transaction", "none"] = "auto"
     """Is a transaction pooler (PgBouncer, Supavisor) in between? auto: yes for port 6543 and ?pgbouncer=true."""
     database_schema: str = "public"
@@ -79,6 +78,15 @@ class PostgresSettings(StoreSettings):
         if self.database_url is None:
             raise SettingMissing(f"{self.variable} is not set. Put {EXAMPLE} into .env.")
         return parse_address(self.database_url.get_secret_value(), self.variable)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The function that `database_credentials` names.
+
+        Raises:
+            SettingMissing: The function does not exist.
+        """
+        return named_function(self.database_credentials, "DATABASE_CREDENTIALS")
 
     @property
     def behind_pooler(self) -> bool:
@@ -136,7 +144,7 @@ async def connect(
 
     Args:
         settings: Where to, and how.
-        credentials: Gives user and password instead of the address.
+        credentials: Gives user and password; left out: DATABASE_CREDENTIALS, else the address.
         seconds: For all of it; DATABASE_TIMEOUT_SECONDS if left out.
         more: Further arguments of `asyncpg.connect`.
 
@@ -145,7 +153,7 @@ async def connect(
     """
     try:
         end = monotonic() + (seconds or settings.database_timeout_seconds)
-        return await _connect_to_any(settings, credentials, end, more)
+        return await _connect_to_any(settings, credentials or settings.credentials, end, more)
     except DRIVER_ERRORS as error:  # some are ValueErrors as well
         forget_locals(error)
         raise
@@ -194,28 +202,18 @@ async def _log_in(
 ) -> asyncpg.Connection:
     again = credentials is not None
     while True:
-        login = await _ask(credentials) if credentials else settings.address.login
+        login = Login(*await ask(credentials)) if credentials else settings.address.login
         try:
             connection: asyncpg.Connection = await asyncpg.connect(**_options(settings, host, login, target, more))
-        except asyncpg.InvalidAuthorizationSpecificationError:  # and its subclass for passwords
+        except asyncpg.InvalidAuthorizationSpecificationError as error:  # and its subclass for passwords
+            if credentials:
+                mark_asked(error)
             if not again:
                 raise
             again = False  # it may have expired just now: the next one is new
         else:
             keep_alive(connection, settings.address.socket)
             return connection
-
-
-async def _ask(credentials: Credentials) -> Login:
-    try:
-        user, password = await credentials()
-    except SessionStoreError:
-        raise
-    except Exception as error:
-        raise StoreUnavailable(
-            f"The function `credentials` gave no user and password: {type(error).__name__}. Its error is the cause."
-        ) from error
-    return Login(user, password)
 
 
 @forgets_locals

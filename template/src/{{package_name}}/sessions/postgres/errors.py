@@ -9,8 +9,8 @@ import ssl
 
 import asyncpg
 
-from ..errors import SchemaOutdated, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
-from ..tracebacks import forget_locals
+from ..credentials import where_to_look
+from ..errors import SchemaOutdated, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable, forget_locals
 from .connection import NoFreeConnection, PostgresSettings, how_to_upgrade
 
 _PAUSED_OR_IPV6 = re.compile(r"\bdb\.[a-z0-9]+\.supabase\.(?:co|com|net|red)\b")
@@ -21,6 +21,8 @@ _NO_USER = re.compile(r"no such user|auth\w* (?:failed|error)|EAUTH|ECIRCUITBREA
 _NO_DATABASE = re.compile(r"no such database|database \S+ does not exist", re.I)
 _WANTS_TLS = re.compile(r"no encryption|SSL off|SSL required|SSL connection is required|ESSLREQUIRED", re.I)
 _PARAMETER = re.compile(r"startup parameter", re.I)
+_SETTING = re.compile(r'parameter "([A-Za-z_][\w.]{0,62})"')
+_SETTING_CODES = ("22023", "42501", "42704", "55P02")
 
 
 def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -> SessionStoreError:
@@ -47,9 +49,11 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             return refusal
     match code[:2], code:
         case ("28", _):
-            return StoreRefused(f"{server} refused the login. Check user and password in {settings.variable}.")
+            return StoreRefused(f"{server} refused the login. Check {where_to_look(error, settings.variable)}.")
         case (_, "3D000"):
             return StoreRefused(f"{server}: this database does not exist. Create it, or correct {settings.variable}.")
+        case (_, "42501") if not sent:
+            return StoreRefused(f"{server}: {problem}. Grant this role CONNECT on the database.")
         case (_, "42501"):
             return StoreRefused(f"{server}: {problem}. Grant the rights that docs/database.md lists.")
         case (_, "42883" | "42P01" | "3F000"):
@@ -78,9 +82,7 @@ def translate(error: BaseException, settings: PostgresSettings, *, sent: bool) -
             cut = code[:2] == "08" or code[:4] == "57P0"
             return StoreUnavailable(f"{server} cannot serve now: {problem}.", maybe_applied=sent and cut)
     match error:
-        case asyncpg.DataError() if not sent:
-            return SettingMissing(f"{settings.variable}: {server} refuses the value of a parameter. Correct it.")
-        case asyncpg.DataError():  # its message quotes the value
+        case asyncpg.DataError() if sent:  # its message quotes the value
             return SessionStoreError(f"{server}: a value of this call cannot be stored (half a surrogate pair?).")
         case asyncpg.PostgresError() if not sent:
             return StoreRefused(f"{server} refused the connection ({code}): {problem}.")
@@ -129,12 +131,19 @@ def _refusal(
                 f"{server} cannot be reached: this address of Supabase has IPv6 only, or the project is paused. Put "
                 f"the address of the session pooler into {settings.variable} (Connect → Session pooler)."
             )
-        # With `prefer` and `allow` the driver goes on without TLS: then this is a server that answers with an error.
+        # With `prefer` and `allow` the driver continues without TLS: then this is a server that answers with an error.
         if "rejected SSL upgrade" in told and settings.address.ssl_mode not in ("prefer", "allow"):
             return StoreRefused(
                 f"{server} offers no TLS, which sslmode={settings.address.ssl_mode} in {settings.variable} asks for."
             )
         return None
+    if code in _SETTING_CODES and (setting := _SETTING.search(told)):
+        # What stands in `options` is not quoted: it may be cut from anything.
+        what = setting[1].lower() if setting[1].lower() in settings.address.server else "a setting in options"
+        return SettingMissing(
+            f"{settings.variable}: {server} does not know {what}, or does not allow its value to this user. "
+            "Correct or remove it."
+        )
     if not isinstance(error, asyncpg.PostgresError) or code not in ("XX000", "08P01", "28000", "28P01", "08006"):
         return None
     if _FULL.search(told):
@@ -156,7 +165,7 @@ def _refusal(
     if _NO_DATABASE.search(told):
         return StoreRefused(f"{server}: this database does not exist. Create it, or correct {settings.variable}.")
     if _NO_USER.search(told):
-        return StoreRefused(f"{server} refused the login. Check user and password in {settings.variable}.")
+        return StoreRefused(f"{server} refused the login. Check {where_to_look(error, settings.variable)}.")
     if _PARAMETER.search(told):
         return StoreRefused(
             f"{server}: the pooler does not take a parameter of {settings.variable}: {problem}. Remove it, or add it "

@@ -15,8 +15,7 @@ from typing import Literal, NamedTuple
 
 import asyncpg
 
-from ..checks import Check
-from ..errors import SessionStoreError, how_to
+from ..errors import Check, SessionStoreError, StoreRefused, how_to
 from .connection import DRIVER_ERRORS, PostgresSettings, connect, in_schema
 from .errors import translate
 
@@ -233,5 +232,9 @@ async def _connection(settings: PostgresSettings) -> AsyncIterator[asyncpg.Conne
             yield connection
         finally:
             await connection.close()
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StoreRefused(
+            f"PostgreSQL at {settings.where}: {error.args[0]}. Run this as the role that owns the tables."
+        ) from error
     except DRIVER_ERRORS as error:
         raise translate(error, settings, sent=connected) from error

@@ -42,7 +42,7 @@ class PostgresSource:
         return [(row[0], row[1]) for row in await self._read(statement, session_id)]
 
     async def check(self) -> None:
-        """Raise if there is no such table."""
+        """Raise if the table does not exist."""
         columns = await self._read(
             "SELECT attname::text FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass($1)", self._table
         )
@@ -67,11 +67,11 @@ async def open_postgres_source(url: str) -> AsyncIterator[PostgresSource]:
         url: postgresql://…, also as SQLAlchemy writes it; ?messages_table=… where that was not "agent_messages".
 
     Raises:
-        SessionStoreError: It cannot be reached or read, or there is no such table.
+        SessionStoreError: It cannot be reached or read, or the table does not exist.
     """
     named = _TABLE.search(url)
     table = unquote_plus(named[1]) if named else "agent_messages"
-    settings = _SourceSettings(database_url=SecretStr(_TABLE.sub("", url)))
+    settings = _SourceSettings(database_url=SecretStr(_TABLE.sub("", url)), database_credentials=None)
     del url, named  # tools that show local variables show no password
     try:
         # Without a time limit: listing the sessions of a large table may take long.

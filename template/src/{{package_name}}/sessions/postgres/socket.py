@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,8 +14,7 @@ from urllib.parse import urlencode
 
 import asyncpg
 
-from ..errors import SettingMissing
-from ..tracebacks import forgets_locals
+from ..errors import SettingMissing, forgets_locals
 
 _FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
 
@@ -99,6 +99,14 @@ def keep_alive(connection: asyncpg.Connection, wanted: Mapping[str, int]) -> Non
                 if value > 0 and (number := getattr(socket, option, None)) is not None:
                     found.setsockopt(socket.IPPROTO_TCP, number, value)
                     break
+
+
+def reset(connection: asyncpg.Connection) -> None:
+    """Before a connection is cut: what the system still holds of a statement is not sent any more."""
+    found = _of_transport(connection, "socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def is_encrypted(connection: asyncpg.Connection) -> bool:

@@ -19,21 +19,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from pydantic import SecretStr
 
-from ..opening import ConnectedStore
-from ..paging import Place, decode_cursor, encode_cursor
-from ..records import Batch, Content, SessionInfo, SessionPage, check_aware, encode_metadata
-from ..refs import Id, SessionRef, id_text
+from ..credentials import Credentials
+from ..errors import forgets_locals
+from ..paging import Bookmark, Place, decode_cursor, encode_cursor
+from ..records import Batch, Content, Id, SessionInfo, SessionPage, SessionRef, check_aware, encode_metadata, id_text
 from ..settings import from_environment
 from ..shared import SharedStoreSession
-from ..tracebacks import forgets_locals
-from .connection import (
-    DRIVER_ERRORS,
-    OPENING_STATEMENT,
-    Credentials,
-    PostgresSettings,
-    in_schema,
-    read_opening,
-)
+from ..store import ConnectedStore
+from .connection import DRIVER_ERRORS, OPENING_STATEMENT, PostgresSettings, in_schema, read_opening
 from .errors import translate
 from .pool import ConnectFailed, ConnectionPool
 
@@ -64,6 +57,13 @@ INSERT INTO public.agent_sessions (user_id, session_id, role, content, created_a
   SELECT $1, $2, item.role, item.content, session.updated_at
   FROM session, unnest($4, $5::text[]) AS item (content, role)
 """
+# What the function agent_session_tail does, but as rows: putting them into an array takes as long as finding them.
+_TAIL = """
+SELECT content FROM public.agent_sessions
+  WHERE user_id = $1 AND session_id = $2
+  ORDER BY id DESC
+  LIMIT (SELECT $3::bigint)  -- a number would make the planner sort where it takes a history for short
+"""
 _APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
 
 
@@ -81,18 +81,22 @@ class PostgresStore(ConnectedStore):
         super().__init__(settings or from_environment(PostgresSettings))
         self._credentials = credentials
         self._pool: ConnectionPool | None = None
-        self._place: Place | None = None
+        self._bookmark = Bookmark()
 
     async def append(self, ref: SessionRef, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
         roles = [row.role for row in batch.rows]
-        await self._call(self._append, *ref, batch.id, contents, roles, batch.title)
+        statement = _APPEND_FUNCTION if self._behind_pooler else _APPEND
+        await self._rows(statement, *ref, batch.id, contents, roles, batch.title)
 
     async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
         limit = None if limit is None else min(limit, MAX_LIMIT)
-        rows: list[str] = await self._call("SELECT public.agent_session_tail($1, $2, $3)", *ref, limit)
-        rows.reverse()
-        return rows
+        if self._behind_pooler:
+            texts: list[str] = await self._call("SELECT public.agent_session_tail($1, $2, $3)", *ref, limit)
+        else:
+            texts = [row[0] for row in await self._rows(_TAIL, *ref, limit)]
+        texts.reverse()
+        return texts
 
     async def pop(self, ref: SessionRef) -> str | None:
         content: str | None = await self._call("SELECT public.agent_session_pop($1, $2)", *ref)
@@ -135,15 +139,7 @@ class PostgresStore(ConnectedStore):
         return bool(await self._call("SELECT public.agent_session_update($1, $2, $3, $4)", *ref, title, encoded))
 
     async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
-        place = self._place
-        if place is None or place.ref != ref or place.rows > before.first:
-            place = Place(ref)
-        last = await self._rewrite(place, before, after)
-        if last is None and place.row_id is not None:  # that row may have been removed
-            last = await self._rewrite(Place(ref), before, after)
-        if last is not None and before.rows:
-            self._place = Place(ref, last, before.first + len(before.rows))
-        return last is not None
+        return await self._bookmark.rewrite(self._rewrite, ref, before, after)
 
     async def _rewrite(self, place: Place, before: Content, after: Content) -> int | None:
         statement = "SELECT public.agent_session_rewrite_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
@@ -169,20 +165,23 @@ class PostgresStore(ConnectedStore):
     # ── Connections ─────────────────────────────────────────────────────────
 
     @cached_property
-    def _append(self) -> str:
-        # Behind a transaction pooler every statement is planned anew, and only a function keeps its plans.
-        return _APPEND_FUNCTION if self.settings.behind_pooler else _APPEND
+    def _behind_pooler(self) -> bool:
+        """Whether every statement is planned anew, so that only functions keep their plans."""
+        return self.settings.behind_pooler
 
     async def _call(self, statement: str, *arguments: object) -> Any:
         """The single value that `statement` returns, in one round trip."""
+        return (await self._rows(statement, *arguments))[0][0]
+
+    async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         if not self._admitted or self._loop is not asyncio.get_running_loop():
             await self.open()
         assert self._pool is not None  # noqa: S101 - it is open
         return await self._fetch(self._pool, statement, *arguments)
 
-    async def _fetch(self, pool: ConnectionPool, statement: str, *arguments: object) -> Any:
+    async def _fetch(self, pool: ConnectionPool, statement: str, *arguments: object) -> list[asyncpg.Record]:
         try:
-            return await pool.fetchval(in_schema(statement, self.settings.database_schema), arguments)
+            return await pool.fetch(in_schema(statement, self.settings.database_schema), arguments)
         except ConnectFailed as error:
             cause = error.__cause__ or error
             problem = translate(cause, self.settings, sent=False)
@@ -193,7 +192,7 @@ class PostgresStore(ConnectedStore):
     async def _connect(self) -> str | None:
         if self._pool is None:
             self._pool = ConnectionPool(self.settings, self._credentials)
-        return read_opening(await self._fetch(self._pool, OPENING_STATEMENT, ""))
+        return read_opening((await self._fetch(self._pool, OPENING_STATEMENT, ""))[0][0])
 
     async def _disconnect(self) -> None:
         pool, self._pool = self._pool, None
@@ -216,7 +215,8 @@ class PostgresSession(SharedStoreSession):
         user_id: Whose conversation it is.
         session_settings: Default limit for reads; an object or a dict.
         settings: Everything else; from the environment if left out.
-        credentials: As for `PostgresStore`. Sessions with the same function share a store.
+        credentials: As for `PostgresStore`. Sessions with the same function share a store. DATABASE_CREDENTIALS is not
+            used for a dsn with a password.
 
     Raises:
         SettingMissing: No dsn, or no usable one.
@@ -237,6 +237,8 @@ class PostgresSession(SharedStoreSession):
         settings = settings or from_environment(PostgresSettings)
         if dsn is not None:
             settings = settings.model_copy(update={"database_url": SecretStr(dsn)})
+            if settings.database_credentials and settings.address.login.password:  # which is for this address
+                settings = settings.model_copy(update={"database_credentials": None})
         _ = settings.address  # which raises what is wrong with it
         ref = SessionRef(user_id, session_id)
         make_store = partial(PostgresStore, settings, credentials=credentials)

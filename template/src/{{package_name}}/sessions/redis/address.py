@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
-from ..errors import SettingMissing
-from ..tracebacks import forgets_locals
+from ..errors import SettingMissing, forgets_locals
 
 EXAMPLE = "redis://user:password@host:6379/0"
 _OTHERS = ".env.example shows how to write TLS, Sentinel, a cluster and a socket"
@@ -51,11 +50,12 @@ _SERVER = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|(?P<name>[^:\[\]\s]*))(?::(?P<p
 _HOST = re.compile(r"([\w-]{1,63}\.)*([\w-]{1,63})?")  # in any script
 _SERVICE = re.compile(r"[\w.-]+", re.ASCII)
 _PATH = re.compile(r"[\w./\\: ~+-]*")
+_PARAMETER = re.compile(r"[a-z][a-z_]{1,40}")
 
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """What a REDIS_URL says. Its repr holds no secrets."""
+    """What a REDIS_URL says. Its repr contains no secrets."""
 
     kind: Kind
     tls: bool
@@ -88,6 +88,7 @@ def parse_address(url: str) -> RedisAddress:
         raise SettingMissing("REDIS_URL is not UTF-8 text.")
     parts = _URL.fullmatch(url.strip())
     scheme = parts["scheme"].lower() if parts else ""
+    scheme = re.sub(r"^valkey(s?)(?=$|\+)", r"redis\1", scheme)
     kind = _KINDS.get(scheme)
     if parts is None or kind is None:
         raise SettingMissing(f"REDIS_URL is not a Redis URL. Write {EXAMPLE} ({_OTHERS}).")
@@ -97,7 +98,10 @@ def parse_address(url: str) -> RedisAddress:
         raise SettingMissing(_CUT)
     login, _, servers = parts["servers"].rpartition("@")
     user, _, password = login.partition(":")
+    # Before the files for TLS, which are named: a host that is none is the rest of something else.
+    hosts = _hosts(servers, 26379 if kind == "sentinel" else 6379) if scheme != "unix" else ()
     query = dict(parse_qsl(parameters, keep_blank_values=True))
+    secret = any("password" in name for name in query)
     tls = scheme.startswith("rediss")
     # As redis-py's own addresses, which may have both behind the ? as well.
     more = {name: query.pop(name, "") for name in _LOGIN}
@@ -111,10 +115,9 @@ def parse_address(url: str) -> RedisAddress:
         if servers:
             raise SettingMissing("REDIS_URL: a socket has no host. Write unix:///path/to/socket?db=0.")
         options |= {"path": unquote(path), "db": _database(query.pop("db", ""))}
-        _refuse_rest(query)
+        _refuse_rest(query, secret=secret)
         where = f"{_shown(options['path'])} database {options['db']}"
         return RedisAddress(kind, tls, where, (), options, doubt=doubt)
-    hosts = _hosts(servers, 26379 if kind == "sentinel" else 6379)
     names = ",".join(f"{host}:{port}" for host, port in hosts)
     options["db"] = database = _database(query.pop("db", "") or path.removeprefix("/"))
     if kind == "sentinel":
@@ -123,10 +126,10 @@ def parse_address(url: str) -> RedisAddress:
             raise SettingMissing("REDIS_URL does not say what the Sentinels call the primary: add ?service=mymaster.")
         keys = ((name, f"sentinel_{name}") for name in _LOGIN)
         sentinel_login = {key: query.pop(name) for key, name in keys if name in query}
-        _refuse_rest(query)
+        _refuse_rest(query, secret=secret)
         where = f"{service}/{database} (Sentinels {names})"
         return RedisAddress(kind, tls, where, hosts, options, service, sentinel_login, doubt)
-    _refuse_rest(query)
+    _refuse_rest(query, secret=secret)
     if kind == "cluster" and "ssl_password" in options:
         raise SettingMissing("REDIS_URL: redis-py takes no ssl_password for a cluster. Store the key without one.")
     if kind != "server" and database:
@@ -205,12 +208,14 @@ def _tls_options(query: dict[str, str], tls: bool) -> dict[str, Any]:
     return options
 
 
-def _refuse_rest(query: Mapping[str, str]) -> None:
+def _refuse_rest(query: Mapping[str, str], *, secret: bool) -> None:
+    """`secret`: a password stands behind the ?, whose rest may look like a parameter if it holds an &."""
     if query:
+        names = sorted(filter(_PARAMETER.fullmatch, query))
+        what = f"the parameter {names[0]}" if names and not secret else "a parameter"
         known = ", ".join(("db", *_LOGIN, *_TLS, *_SENTINEL))
         raise SettingMissing(
-            f"REDIS_URL has parameters that this app does not take. It takes {known}; timeouts and the number of "
-            "connections are REDIS_TIMEOUT_SECONDS and REDIS_POOL_MAX."
+            f"REDIS_URL has {what} that this app does not take. It takes {known}; the timeout is REDIS_TIMEOUT_SECONDS."
         )
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from time import perf_counter
 
-from ..checks import Check
-from ..errors import SchemaOutdated, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
+from ..errors import Check, SchemaOutdated, SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
 from .address import RedisAddress
 from .connection import RedisConnection, Script
 from .keys import canary_key, index_of
-from .opener import Credentials
 from .settings import RedisSettings
 from .store import OLDEST, read_opening
 
@@ -59,13 +57,13 @@ return missing
 Info = Mapping[str, str]
 
 
-async def check_redis(settings: RedisSettings, credentials: Credentials | None = None) -> AsyncGenerator[Check, None]:
+async def check_redis(settings: RedisSettings) -> AsyncGenerator[Check, None]:
     """All checks of the server or servers. A later one is left out if an earlier one makes it pointless."""
     begin = perf_counter()
     try:
-        connection = RedisConnection(settings, credentials)
+        connection = RedisConnection(settings)
     except SessionStoreError as error:
-        yield Check("connection", "fail", "REDIS_URL cannot be used.", str(error))
+        yield Check("connection", "fail", "The settings cannot be used.", str(error))
         return
     try:
         await connection.call("PING")
@@ -208,7 +206,7 @@ def _check_memory(infos: Mapping[str, Info]) -> Check:
             what = f"{server} does not say what it does when its memory is full."
             return Check("memory", "warn", what, "Make sure that it is `maxmemory-policy noeviction`.")
         if policy != "noeviction":
-            what = f"When its memory is full, {server} deletes sessions without a word ({policy})."
+            what = f"When its memory is full, {server} silently deletes sessions ({policy})."
             return Check("memory", "warn", what, "Set `maxmemory-policy noeviction`: then writes fail, and say so.")
     return Check("memory", "ok", "Nothing is deleted when memory is full (noeviction).")
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hiredis import pack_command
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from ..credentials import Credentials
 from ..errors import SessionStoreError
 from .errors import DRIVER_ERRORS, translate
-from .opener import Credentials
-from .pool import NotSent
+from .line import NotSent
 from .settings import RedisSettings
 from .topology import open_topology
 
@@ -45,17 +45,24 @@ class RedisConnection:
         self.address = address = settings.address
         self.clustered = address.kind in ("cluster", "proxy")
         """Whether keys live on different servers, unless they have the same {part}."""
-        self._servers = open_topology(address, settings.redis_pool_max, settings.redis_timeout_seconds, credentials)
+        credentials = credentials or settings.credentials
+        self._servers = open_topology(
+            address, settings.session_settle_seconds, settings.redis_timeout_seconds, credentials
+        )
 
     def deadline(self) -> float:
         """When a call ends that begins now, in the time of the event loop."""
         return asyncio.get_running_loop().time() + self._settings.redis_timeout_seconds
 
-    async def call(self, command: str, *arguments: Argument) -> Any:
-        """Send one command, of which the first argument is the key; returns the reply."""
+    async def call(self, command: str, *arguments: Argument, large: bool = False) -> Any:
+        """Send one command that changes nothing, of which the first argument is the key; returns the reply.
+
+        Args:
+            large: Whether the reply may be: then it is fetched beside those of other calls.
+        """
         key = arguments[0] if arguments else None
         try:
-            return await self._servers.exchange(key, _pack(command, *arguments), self.deadline())
+            return await self._servers.exchange(key, _pack(command, *arguments), self.deadline(), large=large)
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
@@ -71,9 +78,9 @@ class RedisConnection:
         deadline = deadline or self.deadline()
         try:
             try:
-                return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest), deadline)
+                return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest), deadline, change=True)
             except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing was done
-                return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest), deadline)
+                return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest), deadline, change=True)
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
@@ -90,8 +97,14 @@ class RedisConnection:
         script: Script,
         calls: Sequence[tuple[Sequence[str], Sequence[Argument]]],
         deadline: float | None = None,
+        *,
+        foreign: bool = False,
     ) -> list[Any]:
-        """Run a script with several keys and arguments at once; as `call_all`."""
+        """Run a script with several keys and arguments at once; as `call_all`.
+
+        Args:
+            foreign: Where a key is another app's, the reply is the `StoreRefused` that would be raised.
+        """
         deadline = deadline or self.deadline()
         every = [(keys[0], (len(keys), *keys, *arguments)) for keys, arguments in calls]
         replies = await self._exchange_all(
@@ -101,6 +114,8 @@ class RedisConnection:
             again = [(every[place][0], _pack("EVAL", script.text, *every[place][1])) for place in unknown]
             for place, reply in zip(unknown, await self._exchange_all(again, deadline), strict=True):
                 replies[place] = reply
+        if foreign:
+            replies = [self._translated(reply) if _is_foreign(reply) else reply for reply in replies]
         return self._checked(replies)
 
     async def call_everywhere(self, command: str, *arguments: Argument) -> dict[str, Any]:
@@ -118,13 +133,13 @@ class RedisConnection:
         if not commands:
             return []
         try:
-            return await self._servers.exchange_all(commands, deadline)
+            return await self._servers.exchange_all(commands, deadline, change=True)
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 
     def _checked(self, replies: list[Any]) -> list[Any]:
         for reply in replies:
-            if isinstance(reply, ResponseError):
+            if isinstance(reply, RedisError):
                 raise self._translated(reply) from reply
         return replies
 
@@ -132,6 +147,10 @@ class RedisConnection:
         if isinstance(error, NotSent):
             return translate(error.__cause__ or error, self._settings, sent=False)
         return translate(error, self._settings, sent=True)
+
+
+def _is_foreign(reply: object) -> bool:
+    return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
 
 
 def _pack(*arguments: Argument) -> bytes:

@@ -23,15 +23,15 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from ..errors import SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable
-from ..tracebacks import forget_locals
+from ..credentials import where_to_look
+from ..errors import SessionStoreError, SettingMissing, StoreRefused, StoreUnavailable, forget_locals
 from .address import PROXY
-from .pool import PoolExhausted
 from .settings import RedisSettings
 
 DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
 """All that redis-py raises. A timeout is an OSError."""
 
+_CERTIFICATE = "ssl_certfile=…&ssl_keyfile=… to REDIS_URL"
 HINT = "Is the server up, and REDIS_URL right (rediss:// if it has TLS, and only then)?"
 
 
@@ -39,7 +39,7 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
     """A driver's error as ours. Codes: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
 
     Args:
-        error: One of `DRIVER_ERRORS`, or `PoolExhausted`.
+        error: One of `DRIVER_ERRORS`.
         settings: Tells where the server is.
         sent: Whether the command had been handed to the driver.
     """
@@ -53,14 +53,10 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
         case SessionStoreError():
             return type(error)(str(error))  # with causes of its own
         case AuthenticationError() | AuthenticationWrongNumberOfArgsError():
-            return StoreRefused(f"{server} refused the login. Check user and password in REDIS_URL.{address.doubt}")
+            check = where_to_look(error, "REDIS_URL")
+            return StoreRefused(f"{server} refused the login. Check {check}.{address.doubt}")
         case ResponseError() | BusyLoadingError():
             return _refusal(error, server)
-        case PoolExhausted():
-            return StoreUnavailable(
-                f"{server}: no connection became free within {seconds}. "
-                f"Raise REDIS_POOL_MAX, which is {settings.redis_pool_max}."
-            )
         case MasterNotFoundError():
             return _no_primary(error, settings)
         case InvalidResponse():
@@ -72,7 +68,7 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
                 return StoreUnavailable(f"{server} did not answer within {seconds}.", maybe_applied=True)
             return StoreUnavailable(f"Cannot reach {server} within {seconds}. {HINT}")
     if "max number of clients" in str(error):
-        return StoreUnavailable(f"{server} has no connection left. Lower REDIS_POOL_MAX or raise maxclients.")
+        return StoreUnavailable(f"{server} has no connection left. Raise its maxclients.")
     if sent:
         lost = f"The connection to {server} was lost ({type(error).__name__}). {HINT}"
         return StoreUnavailable(lost, maybe_applied=True)
@@ -82,16 +78,18 @@ def translate(error: BaseException, settings: RedisSettings, *, sent: bool) -> S
                 f"{server}: its certificate is not trusted ({why}). "
                 "Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, with the certificate of its authority."
             )
+        case ssl.SSLError(reason=str(why)) if "CERTIFICATE_REQUIRED" in why:
+            return StoreRefused(f"{server} wants a certificate of its clients. Add {_CERTIFICATE}.")
         case ssl.SSLError(reason=why):
             return StoreRefused(f"{server}: no TLS connection ({why}). Write redis:// in REDIS_URL if it has no TLS.")
     reason = str(error).rstrip(".")
     if address.tls and "ssl_certfile" not in address.options:
-        todo = "ssl_certfile=…&ssl_keyfile=… to REDIS_URL"
         if "CERTIFICATE_REQUIRED" in reason:
-            return StoreRefused(f"{server} wants a certificate of its clients. Add {todo}.")
+            return StoreRefused(f"{server} wants a certificate of its clients. Add {_CERTIFICATE}.")
         if "Error while reading" in reason or "closed by server" in reason:
             return StoreUnavailable(
-                f"{server} hung up ({reason}). If it wants a certificate of its clients, add {todo}.{address.doubt}"
+                f"{server} hung up ({reason}). If it wants a certificate of its clients, add {_CERTIFICATE}."
+                f"{address.doubt}"
             )
     return StoreUnavailable(f"Cannot reach {server}: {reason}. {HINT}{address.doubt}")
 

@@ -188,7 +188,9 @@ async def find(connection: RedisConnection, info_key: str, member: str) -> Sessi
     return None if reply[2] is None else session_info(member, reply)
 
 
-async def tidy(connection: RedisConnection, prefix: str, found: Sequence[Entry]) -> list[Entry]:
+async def tidy(
+    connection: RedisConnection, prefix: str, found: Sequence[Entry], deadline: float | None = None
+) -> list[Entry]:
     """Remove the entries of sessions that are gone; returns the others."""
     keys = [keys_of(prefix, session_of(entry.member)) for entry in found]
     if not connection.clustered:
@@ -196,10 +198,10 @@ async def tidy(connection: RedisConnection, prefix: str, found: Sequence[Entry])
         for start in range(0, len(found), MANY):
             some = keys[start : start + MANY]
             every = [index_of(prefix, None), *(name for key in some for name in (key.info, key.user_index))]
-            positions = await connection.evaluate(TIDY, every, [key.member for key in some])
+            positions = await connection.evaluate(TIDY, every, [key.member for key in some], deadline)
             alive += [found[start + position - 1] for position in positions]
         return alive
-    exist = await connection.call_all([("EXISTS", key.info) for key in keys])
+    exist = await connection.call_all([("EXISTS", key.info) for key in keys], deadline)
     gone: defaultdict[str, list[str]] = defaultdict(list)
     for key, exists in zip(keys, exist, strict=True):
         if not exists:
@@ -212,11 +214,12 @@ async def tidy(connection: RedisConnection, prefix: str, found: Sequence[Entry])
             for index, members in gone.items()
             for start in range(0, len(members), MANY)
         ],
+        deadline,
     )
     return [entry for entry, exists in zip(found, exist, strict=True) if exists]
 
 
-async def tidy_some(connection: RedisConnection, prefix: str, ttl: float, count: int) -> None:
+async def tidy_some(connection: RedisConnection, prefix: str, ttl: float, count: int, deadline: float) -> None:
     """Remove up to `count` (at most `MANY`) entries of sessions that expired, if there are any.
 
     Args:
@@ -225,8 +228,8 @@ async def tidy_some(connection: RedisConnection, prefix: str, ttl: float, count:
     first, part = 0, 0.0
     for _ in range(2):
         arguments: list[Argument] = [str(ttl), first, str(part), min(count, MANY)]
-        found = Entry.all_of(await connection.evaluate(OLD, [index_of(prefix, None)], arguments))
-        if not found or len(await tidy(connection, prefix, found)) < len(found):
+        found = Entry.all_of(await connection.evaluate(OLD, [index_of(prefix, None)], arguments, deadline))
+        if not found or len(await tidy(connection, prefix, found, deadline)) < len(found):
             return
         # The oldest ones are of sessions that live longer. Look somewhere behind them.
         first, part = found[-1].score, random.random()  # noqa: S311 - no secret
@@ -280,8 +283,8 @@ def session_info(member: str, fields: Sequence[str | None]) -> SessionInfo:
         *session_of(member),
         title=title,
         item_count=_number(item_count),
-        created_at=time_of(str(_number(created_at))),
-        updated_at=time_of(str(_number(updated_at))),
+        created_at=time_of(_number(created_at)),
+        updated_at=time_of(_number(updated_at)),
         metadata=_object(metadata),
     )
 

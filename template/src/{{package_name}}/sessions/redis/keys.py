@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ..refs import SessionRef
+from ..records import SessionRef
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What has a meaning in our keys: the hash tag's braces, the separator, and the sign of escapes itself.
@@ -68,6 +68,6 @@ def microseconds(time: datetime) -> int:
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
-def time_of(number: str) -> datetime:
+def time_of(number: int) -> datetime:
     """The inverse of `microseconds`."""
-    return _EPOCH + timedelta(microseconds=int(number))
+    return _EPOCH + timedelta(microseconds=number)

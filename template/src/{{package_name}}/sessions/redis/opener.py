@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis.asyncio.connection import (
@@ -17,12 +16,9 @@ from redis.asyncio.connection import (
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError
 
-from ..errors import SessionStoreError, StoreUnavailable
-from ..tracebacks import forget_locals
+from ..credentials import Credentials, ask, mark_asked
+from ..errors import forget_locals
 from .address import RedisAddress, check_files
-
-Credentials = Callable[[], Awaitable[tuple[str, str]]]
-"""Returns user and password for the connection that is opened next; the user "" is the server's default one."""
 
 KEEPALIVE = {
     getattr(socket, name): value
@@ -35,23 +31,12 @@ KEEPALIVE = {
 class Asked(CredentialProvider):
     """What `Credentials` returns, as redis-py asks for it."""
 
-    def __init__(self, ask: Credentials) -> None:
-        self._ask = ask
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        try:
-            login = await self._ask()
-        except SessionStoreError:
-            raise
-        except Exception as error:
-            forget_locals(error)
-            # Not its text, which may hold what it was about to return.
-            problem = f"The function `credentials` gave no user and password: {type(error).__name__}. "
-            raise StoreUnavailable(f"{problem}Its error is the cause.") from error
-        match login:
-            case (str(user), str(password)):
-                return (user, password) if user else (password,)
-        raise SessionStoreError("The function `credentials` must return a tuple of user and password, both text.")
+        user, password = await ask(self._credentials)
+        return (user, password) if user else (password,)  # the server's default user has no name
 
 
 class Opener:
@@ -68,7 +53,7 @@ class Opener:
         rest = {name: value for name, value in address.options.items() if name not in ("username", "password")}
         self._tls: RedisSSLContext | None = None
         # RESP2 is what every server and proxy speaks. No CLIENT SETINFO: users confined by an ACL may not send it.
-        # No timeouts: `RedisPool` has one for a whole exchange, which costs less than two for its halves.
+        # No timeouts: `Multiplexer` has one for a whole exchange, which costs less than two for its halves.
         self._options: dict[str, Any] = {
             **rest,
             **self.login,
@@ -91,7 +76,11 @@ class Opener:
         except AuthenticationError:
             if not self.asks:
                 raise
+        try:
             return await self._open(server)
+        except AuthenticationError as error:
+            mark_asked(error)
+            raise
 
     async def check_files(self) -> None:
         """Whether the files that the address names for TLS can be used.

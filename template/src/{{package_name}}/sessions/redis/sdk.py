@@ -70,7 +70,8 @@ async def open_redis_source(url: str) -> AsyncIterator[RedisSource]:
     parameters = dict(parse_qsl(query, keep_blank_values=True))
     prefix = parameters.pop("key_prefix", "agents:session")
     with _of_source():
-        settings = RedisSettings(redis_url=SecretStr(f"{base}?{urlencode(parameters)}" if parameters else base))
+        address = SecretStr(f"{base}?{urlencode(parameters)}" if parameters else base)
+        settings = RedisSettings(redis_url=address, redis_credentials=None)  # which are for the app's own server
         connection = RedisConnection(settings)
     try:
         yield RedisSource(connection, prefix)

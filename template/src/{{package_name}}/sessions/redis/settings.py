@@ -6,9 +6,9 @@ import math
 
 from pydantic import Field, SecretStr, field_validator
 
-from ..errors import SettingMissing
+from ..credentials import Credentials, named_function
+from ..errors import SettingMissing, forgets_locals
 from ..settings import StoreSettings
-from ..tracebacks import forgets_locals
 from .address import EXAMPLE, RedisAddress, parse_address
 
 MAX_TTL = 10 * 365 * 86_400
@@ -21,10 +21,11 @@ class RedisSettings(StoreSettings):
     redis_url: SecretStr | None = None
     """redis://user:password@host:6379/0; rediss:// for TLS; redis+cluster:// or redis+sentinel:// and several hosts;
     redis+proxy:// for a cluster behind one address."""
-    redis_pool_max: int = Field(default=20, ge=1)
-    """Connections per process and server, at most. Calls beyond it wait."""
+    redis_credentials: str | None = Field(default=None, repr=False)
+    """An async function, as module:function, that returns user and password for each new connection.
+    Not shown: by mistake it may be a user and a password."""
     redis_timeout_seconds: float = Field(default=10.0, gt=0)
-    """For one attempt of a command: waiting for a free connection, finding the server, connecting and the answer."""
+    """For one attempt of a command: finding the server, connecting and the answer."""
     session_ttl: float | None = None
     """A session vanishes when nothing was written to it for so many seconds, 1 to 10 years. Unset or 0: never."""
     session_key_prefix: str = Field(default="agent", pattern=r"^[A-Za-z0-9._:-]{1,100}$")
@@ -59,6 +60,15 @@ class RedisSettings(StoreSettings):
     def address(self) -> RedisAddress:
         """What the URL says; raises as `url` does."""
         return parse_address(self.url)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The function that `redis_credentials` names.
+
+        Raises:
+            SettingMissing: The function does not exist.
+        """
+        return named_function(self.redis_credentials, "REDIS_CREDENTIALS")
 
     @property
     def where(self) -> str:

@@ -21,20 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from ..errors import SchemaOutdated, SessionStoreError, StoreRefused
-from ..opening import ConnectedStore
+from ..credentials import Credentials
+from ..errors import SchemaOutdated, SessionStoreError, StoreRefused, forgets_locals
 from ..paging import decode_cursor, encode_cursor
-from ..records import Batch, Content, SessionInfo, SessionPage, check_aware, encode_metadata
-from ..refs import Id, SessionRef, id_text
-from ..retry import settles
+from ..records import Batch, Content, Id, SessionInfo, SessionPage, SessionRef, check_aware, encode_metadata, id_text
+from ..retry import run_to_completion, settles
 from ..settings import from_environment
 from ..shared import SharedStoreSession
-from ..tracebacks import forgets_locals
+from ..store import ConnectedStore
 from . import index as redis_index
 from .connection import Argument, RedisConnection, Script
 from .index import Entry
 from .keys import SessionKeys, canary_key, index_of, keys_of, microseconds, session_of, time_of
-from .opener import Credentials
 from .scripts import (
     APPEND,
     CANARY,
@@ -58,6 +56,8 @@ FORMAT = 1
 OLDEST = (7, 0)
 """The format check is `SET … NX GET` (https://redis.io/docs/latest/commands/set/#history); all else is older."""
 
+MANY = 1000
+"""Longer reads are fetched beside those of other calls."""
 MAX_LIMIT = 2**62
 """More than any list holds; a larger number would not fit into Redis' own."""
 CHUNK = 100
@@ -65,7 +65,7 @@ CHUNK = 100
 PORTION_ROWS, PORTION_BYTES = 100, 2**18
 """How much of a long session is rewritten at a time, or one row that is larger. The server does nothing else then."""
 REFRESH_SECONDS = 1.0
-"""How long a write that is done waits for the session's place in the indexes of a cluster, which may be away."""
+"""How long a write waits for what is not its own: the session's place in the indexes of a cluster, tidying."""
 TIDY_EACH = 20
 """Of so many writes one looks for expired sessions in the indexes, two for each write."""
 
@@ -84,31 +84,27 @@ class RedisStore(ConnectedStore):
         self._tidying = False
         self._connection: RedisConnection | None = None
 
-    @settles
     async def append(self, ref: SessionRef, batch: Batch) -> None:
         contents = [row.content for row in batch.rows]
         await self._write(APPEND, ref, [batch.id.bytes, *_optional(batch.title), *contents], lists=True)
 
     async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
         first = 0 if limit is None else -min(limit, MAX_LIMIT)
-        rows: list[str] = await (await self._ready()).call("LRANGE", keys_of(self._prefix, ref).items, first, -1)
+        items, large = keys_of(self._prefix, ref).items, limit is None or limit > MANY
+        rows: list[str] = await (await self._ready()).call("LRANGE", items, first, -1, large=large)
         return rows
 
-    @settles
     async def pop(self, ref: SessionRef) -> str | None:
         content: str | None = await self._write(POP, ref)
         return content
 
-    @settles
     async def pop_object(self, ref: SessionRef) -> str | None:
         content: str | None = await self._write(POP_OBJECT, ref)
         return content
 
-    @settles
     async def clear(self, ref: SessionRef) -> None:
         await self._write(CLEAR, ref)
 
-    @settles
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         contents = [row.content for row in batch.rows]
         expected: list[Argument] = [-1] if expected_tail is None else [len(expected_tail), *expected_tail]
@@ -129,10 +125,9 @@ class RedisStore(ConnectedStore):
         if len(found) <= limit:
             return SessionPage(sessions, None)
         # A place in the index, which in a cluster has a clock of its own.
-        last = replace(sessions[-1], updated_at=time_of(str(found[limit - 1][0].score)))
+        last = replace(sessions[-1], updated_at=time_of(found[limit - 1][0].score))
         return SessionPage(sessions, encode_cursor(last))
 
-    @settles
     async def update_session(
         self, ref: SessionRef, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
@@ -140,7 +135,6 @@ class RedisStore(ConnectedStore):
         arguments = [*_optional(title), *_optional(encoded)]
         return bool(await (await self._ready()).evaluate(UPDATE, [keys_of(self._prefix, ref).info], arguments))
 
-    @settles
     async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
         info: list[Argument] = [
             part for each in (before, after) for part in (*_optional(each.title), json.dumps(each.metadata))
@@ -157,7 +151,11 @@ class RedisStore(ConnectedStore):
 
     @settles
     async def delete_session(self, ref: SessionRef) -> bool:
-        return await self._delete([Entry(0, keys_of(self._prefix, ref).member)]) == 1
+        refused = list[StoreRefused]()
+        deleted = await self._delete([Entry(0, keys_of(self._prefix, ref).member)], refused)
+        if refused:
+            raise refused[0]
+        return deleted == 1
 
     @settles
     async def delete_user(self, user_id: Id) -> int:
@@ -167,7 +165,6 @@ class RedisStore(ConnectedStore):
     async def prune(self, older_than: datetime, limit: int = 500) -> int:
         return await self._delete_listed(index_of(self._prefix, None), microseconds(check_aware(older_than)), limit)
 
-    @settles
     async def canary(self, kept: str | None = None, text: str | None = None) -> str | None:
         arguments = [*_optional(kept), *_optional(text)]
         now: str | None = await (await self._ready()).evaluate(CANARY, [canary_key(self._prefix)], arguments)
@@ -200,23 +197,30 @@ class RedisStore(ConnectedStore):
     ) -> Any:
         """Run a script that writes to a session; `lists`: it may begin the session."""
         connection, keys = await self._ready(), keys_of(self._prefix, ref)
-        if connection.clustered:
-            reply = await self._write_in_cluster(connection, script, keys, arguments, lists=lists)
-        else:
-            reply = await connection.evaluate(script, keys[:5], (self._ttl, keys.member, "", "", *arguments))
+        deadline = connection.deadline()
         if self._ttl:
-            await self._tidy_sometimes()
-        return reply
+            await self._tidy_sometimes(connection)
+        if connection.clustered:
+            return await run_to_completion(
+                self._write_in_cluster(connection, script, keys, arguments, deadline, lists=lists),
+                self.settings.session_settle_seconds,
+            )
+        return await connection.evaluate(script, keys[:5], (self._ttl, keys.member, "", "", *arguments), deadline)
 
-    async def _tidy_sometimes(self) -> None:
-        """Remove expired sessions from the indexes, more than there are new ones."""
+    async def _tidy_sometimes(self, connection: RedisConnection) -> None:
+        """Remove expired sessions from the indexes, more than there are new ones.
+
+        Before the write: whatever becomes of it, the reply to the write cannot be lost any more.
+        """
         self._untidied += 1
         if self._untidied < TIDY_EACH or self._tidying:
             return
         count, self._untidied, self._tidying = 2 * self._untidied, 0, True
+        seconds = min(REFRESH_SECONDS, self.settings.redis_timeout_seconds / 2)
+        end = asyncio.get_running_loop().time() + seconds
         try:
-            with suppress(SessionStoreError):  # the write is done
-                await redis_index.tidy_some(await self._ready(), self._prefix, self._ttl / 1000, count)
+            with suppress(SessionStoreError):  # the next time will do
+                await redis_index.tidy_some(connection, self._prefix, self._ttl / 1000, count, end)
         finally:
             self._tidying = False
 
@@ -226,11 +230,11 @@ class RedisStore(ConnectedStore):
         script: Script,
         keys: SessionKeys,
         arguments: Sequence[Argument],
+        deadline: float,
         *,
         lists: bool,
     ) -> Any:
         """Write the entries in the indexes, which are on other nodes, at the same time; of a new session before."""
-        deadline = connection.deadline()
 
         async def write(scores: Sequence[str]) -> Any:
             return await connection.evaluate(script, keys[:3], (self._ttl, keys.member, *scores, *arguments), deadline)
@@ -244,28 +248,36 @@ class RedisStore(ConnectedStore):
                 await asyncio.wait({listing}, timeout=REFRESH_SECONDS)
                 return reply
             scores = await listing
-            while (reply := await write(scores)) == UNLISTED:  # the entries were removed in between
+            while (reply := await write(scores)) == UNLISTED:  # the entries were removed concurrently
                 scores = await redis_index.touch(connection, keys, add=lists, deadline=deadline)
             return reply
         finally:
             listing.cancel()
 
     async def _delete_listed(self, index: str, before: int = 0, limit: int | None = None) -> int:
-        """Delete sessions of an index, the oldest first; `before`: only those last written before, in microseconds."""
+        """Delete sessions of an index, the oldest first; `before`: only those last written before, in microseconds.
+
+        One that cannot be deleted, because a key of it is another app's, keeps none of the others from it.
+        """
         highest = f"({before}" if before else "+inf"
-        deleted = 0
+        deleted, refused = 0, list[StoreRefused]()
         while limit is None or deleted < limit:
             count = CHUNK if limit is None else min(CHUNK, limit - deleted)
             reply = await (await self._ready()).call(
-                "ZRANGE", index, "-inf", highest, "BYSCORE", "LIMIT", 0, count, "WITHSCORES"
+                "ZRANGE", index, "-inf", highest, "BYSCORE", "LIMIT", len(refused), count, "WITHSCORES"
             )
             if not reply:
                 break
-            deleted += await self._delete(Entry.all_of(reply), before)
+            deleted += await self._delete(Entry.all_of(reply), refused, before)
+        if refused:
+            raise StoreRefused(f"{len(refused)} of {deleted + len(refused)} sessions stay. {refused[0]}")
         return deleted
 
-    async def _delete(self, found: Sequence[Entry], before: int = 0) -> int:
-        """Delete these sessions; returns how many there were. None of the entries keeps its place in the indexes."""
+    async def _delete(self, found: Sequence[Entry], refused: list[StoreRefused], before: int = 0) -> int:
+        """Delete these sessions; returns how many there were.
+
+        None of the entries keeps its place in the indexes, but for those of sessions that add to `refused`.
+        """
         connection = await self._ready()
         every = [keys_of(self._prefix, session_of(entry.member)) for entry in found]
         seen = await redis_index.scores(connection, every) if connection.clustered else [()] * len(found)
@@ -273,14 +285,15 @@ class RedisStore(ConnectedStore):
         outcomes = await connection.evaluate_all(
             DELETE,
             [(keys[:count], [before, keys.member, *scores]) for keys, scores in zip(every, seen, strict=True)],
+            foreign=True,
         )
-        both = list(zip(every, outcomes, strict=True))
+        refused += [outcome for outcome in outcomes if isinstance(outcome, StoreRefused)]
+        done = [each for each in zip(every, seen, outcomes, strict=True) if not isinstance(each[2], StoreRefused)]
         if connection.clustered:
-            gone = [(keys, scores) for (keys, (outcome, _)), scores in zip(both, seen, strict=True) if outcome]
-            await redis_index.unlist(connection, gone)
-        alive = [(keys, int(updated)) for keys, (outcome, updated) in both if not outcome]
+            await redis_index.unlist(connection, [(keys, scores) for keys, scores, (outcome, _) in done if outcome])
+        alive = [(keys, int(updated)) for keys, _, (outcome, updated) in done if not outcome]
         await redis_index.relist(connection, alive)
-        return sum(outcome == 1 for outcome, _ in outcomes)
+        return sum(outcome == 1 for _, _, (outcome, _) in done)
 
     def _entry(self, cursor: str) -> Entry:
         updated_at, user_id, session_id = decode_cursor(cursor)
@@ -344,7 +357,7 @@ class RedisSession(SharedStoreSession):
         session_settings: Default limit for reads; an object or a dict.
         settings: Everything else; from the environment if left out.
         credentials: Returns user and password for each new connection, in place of those of the URL. Sessions share a
-            store only if they have the same function.
+            store only if they have the same function. REDIS_CREDENTIALS is not used for a redis_url with a password.
 
     Raises:
         SettingMissing: No URL, or no usable one.
@@ -365,6 +378,8 @@ class RedisSession(SharedStoreSession):
         settings = settings or from_environment(RedisSettings)
         if redis_url is not None:
             settings = settings.model_copy(update={"redis_url": SecretStr(redis_url)})
+            if settings.redis_credentials and settings.address.options["password"]:  # which is for this address
+                settings = settings.model_copy(update={"redis_credentials": None})
         _ = settings.url  # which raises what is wrong with it
         ref = SessionRef(user_id, session_id)
         super().__init__(

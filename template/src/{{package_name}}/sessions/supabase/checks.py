@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..checks import Check
-from ..errors import SchemaOutdated, SessionStoreError, how_to
+from ..errors import Check, SchemaOutdated, SessionStoreError, how_to
 from ..postgres.connection import SCHEMA_VERSION
 from ..postgres.schema import Migration, check_migrations
 from .connection import WHERE_KEYS_ARE, SupabaseSettings
@@ -65,7 +64,7 @@ async def check_supabase(settings: SupabaseSettings, migrations: Sequence[Migrat
         try:
             exposed: list[str] = await caller.call("agent_session_exposure", {})
         except SchemaOutdated as error:
-            yield Check("row-level security", "warn", "Whether it is on cannot be told.", str(error))
+            yield Check("row-level security", "warn", "It is unknown whether it is on.", str(error))
         else:
             yield _check_exposed(exposed)
     except SessionStoreError as error:

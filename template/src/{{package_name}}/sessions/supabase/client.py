@@ -17,10 +17,10 @@ import httpx
 from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions
 
-from ..errors import SchemaOutdated, StoreRefused
+from ..errors import SchemaOutdated, StoreRefused, forget_locals, forgets_locals
 from ..postgres.connection import read_opening
+from ..retry import hidden
 from ..settings import Hidden
-from ..tracebacks import forget_locals, forgets_locals
 from .connection import SupabaseSettings, deadline_of
 from .errors import Refusal, TokenExpired, refuse, translate
 from .token import AccessToken, TokenInUse
@@ -37,6 +37,8 @@ KEY_HEADER = "x-agent-session-key"
 WAIT_HEADER = "x-agent-session-wait"
 """How many milliseconds a change may wait in the database for others. PostgREST does not cancel a statement when its
 caller is gone, so one that was given up ends by itself."""
+LEAST_SECONDS, LEAST_SHARE = 0.05, 0.25
+"""How much time must be left for a request: so many seconds, or that share of the time of a call if it is less."""
 CONNECT_SHARE = 0.9
 """Of the time of a call: what is given up earlier than the call itself certainly was not sent."""
 
@@ -53,6 +55,8 @@ class Project:
     http: httpx.AsyncClient
     turns: asyncio.Semaphore
     """As many as there may be connections."""
+    least_seconds: float
+    """How much time must be left for a request, which goes on when its caller gives up."""
     callers: WeakSet[Caller] = field(default_factory=WeakSet)
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -81,10 +85,11 @@ class Project:
             httpx_client=http,
         )
         client = AsyncClient(settings.url, settings.key, options)
-        return cls(client, http, asyncio.Semaphore(settings.supabase_pool_max))
+        least_seconds = min(LEAST_SECONDS, settings.supabase_timeout_seconds * LEAST_SHARE)
+        return cls(client, http, asyncio.Semaphore(settings.supabase_pool_max), least_seconds)
 
     async def completed(self, request: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
-        """The outcome of a request, which goes on to its end (or timeout) even if the caller does not wait any more.
+        """The outcome of a request, which runs to its end (or timeout) even if the caller stops waiting.
 
         httpcore 1.0 loses a connection for ever when a request is cancelled, and at times when one waits for its turn
         in vain: soon none would be left. So we do neither. https://github.com/encode/httpcore/issues/1093
@@ -104,7 +109,10 @@ class Project:
                 await self.turns.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout("") from None
-        task = asyncio.create_task(request())
+        if deadline - clock.time() < self.least_seconds:
+            self.turns.release()
+            raise httpx.PoolTimeout("")
+        task = hidden(asyncio.create_task(request()))
         self.requests.add(task)
         task.add_done_callback(self._done)
         await asyncio.wait({task}, timeout=deadline - clock.time())
@@ -118,15 +126,17 @@ class Project:
         self.turns.release()
         self.requests.discard(task)
         if not task.cancelled():
-            task.exception()  # asked for, or asyncio complains of it when nobody waits any more
+            task.exception()  # retrieved, or asyncio logs it when the caller has stopped waiting
 
     async def close(self) -> None:
         """Close all connections; requests on them fail."""
         for request in self.requests:
             request.cancel()
-        if self.requests:
-            await asyncio.wait(self.requests)
-        await self.http.aclose()
+        try:
+            if self.requests:
+                await asyncio.wait(self.requests)
+        finally:
+            await self.http.aclose()
 
 
 _projects: dict[tuple[asyncio.AbstractEventLoop, Hidden], Project] = {}
@@ -158,7 +168,8 @@ class Caller:
         self._api = project.client.schema("public")
         if server_key is not None:
             self._api.headers[KEY_HEADER] = server_key
-        wait = min(settings.session_settle_seconds, settings.supabase_timeout_seconds)
+        # Less than `finish` in retry.py waits: what it gives up must not be carried out afterwards.
+        wait = min(settings.session_settle_seconds * 0.7, settings.supabase_timeout_seconds)
         self._api.headers[WAIT_HEADER] = str(max(1, min(round(wait * 1000), 999_999)))
 
     async def call(self, function: str, arguments: dict[str, Any], deadline: float | None = None) -> Any:

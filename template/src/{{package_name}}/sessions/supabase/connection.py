@@ -11,10 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from ..errors import SettingMissing, how_to
+from ..errors import SettingMissing, forgets_locals, how_to
 from ..postgres.connection import PostgresSettings
 from ..settings import StoreSettings
-from ..tracebacks import forgets_locals
 
 WHERE_KEYS_ARE = "Project settings → API keys; for a local stack, `supabase status` prints them"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -40,7 +39,7 @@ class SupabaseSettings(StoreSettings):
     supabase_key: SecretStr | None = None
     """On a server the secret key (sb_secret_…, or the older service_role); elsewhere the publishable one."""
     supabase_server_key: SecretStr | None = None
-    """Allows changes in the name of signed-in users (`db server-key` makes one); a secret key needs none."""
+    """Allows changes for signed-in users (`db server-key` makes one); a secret key needs none."""
     supabase_timeout_seconds: float = Field(default=30.0, gt=0)
     """Of one call: waiting for a free connection, connecting and the answer, together."""
     supabase_pool_max: int = Field(default=20, ge=1)
@@ -136,7 +135,7 @@ class SupabaseSettings(StoreSettings):
     @property
     def database(self) -> DatabaseSettings:
         """The way to the database that `db upgrade` takes."""
-        return DatabaseSettings(database_url=self.supabase_db_url)
+        return DatabaseSettings(database_url=self.supabase_db_url, database_credentials=None)
 
     @property
     def where(self) -> str:

@@ -14,9 +14,9 @@ from ..errors import (
     StoreRefused,
     StoreUnavailable,
     WrongOwner,
+    forget_locals,
     how_to,
 )
-from ..tracebacks import forget_locals
 from .connection import WHERE_KEYS_ARE, SupabaseSettings
 
 CONNECTION_FAILURE = "08006"
@@ -124,8 +124,8 @@ def _from_database(error: Refusal, server: str) -> SessionStoreError | None:
     match code[:2], code:
         case (_, "PGRST202" | "PGRST203" | "PGRST204" | "PGRST205" | "42883" | "42P01"):
             return SchemaOutdated(
-                f"{server} has no functions of this app, or has not noticed them yet. {how_to_upgrade()}; if that "
-                "changes nothing, run the SQL: notify pgrst, 'reload schema'."
+                f"{server} does not have the functions of this app, or has not noticed them yet. {how_to_upgrade()}; "
+                "if that changes nothing, run the SQL: notify pgrst, 'reload schema'."
             )
         case (_, "PGRST106"):
             return StoreRefused(f"{server} does not offer the schema public. Add it: Project settings → Data API.")
@@ -205,7 +205,7 @@ def _from_gateway(error: Refusal, server: str) -> SessionStoreError | None:
         case 200 | 301 | 302 | 303 | 307 | 308 | 404 | 405 if not error.code:
             return StoreRefused(
                 f"{server} is not a REST API of Supabase (HTTP {error.status}). Correct SUPABASE_URL, or sign in to "
-                "the proxy that stands in between."
+                "the proxy in front of it."
             )
         case 402:
             return StoreRefused(f"{server} is restricted: see the project's usage and bills in the dashboard.")

@@ -82,7 +82,7 @@ async def remove_server_key(settings: SupabaseSettings, name: str) -> None:
         name: The first digits of its hash.
 
     Raises:
-        SessionStoreError: There is no such key, or more than one.
+        SessionStoreError: The key does not exist, or matches more than one.
     """
     async with _database(settings) as connection:
         known = await _known(connection)

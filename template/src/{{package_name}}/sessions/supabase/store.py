@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from ..errors import WrongOwner
-from ..opening import ConnectedStore
-from ..paging import Place, decode_cursor, encode_cursor
-from ..records import Batch, Content, SessionInfo, SessionPage, check_aware, encode_metadata
-from ..refs import Id, SessionRef, id_text
+from ..errors import WrongOwner, forgets_locals
+from ..paging import Bookmark, Place, decode_cursor, encode_cursor
+from ..records import Batch, Content, Id, SessionInfo, SessionPage, SessionRef, check_aware, encode_metadata, id_text
 from ..retry import settles
 from ..settings import from_environment
 from ..shared import SharedStoreSession
-from ..tracebacks import forgets_locals
+from ..store import ConnectedStore
 from .connection import SupabaseSettings, deadline_of
 from .errors import timed_out
 from .token import AccessToken, Token
@@ -70,7 +68,7 @@ class SupabaseStore(ConnectedStore):
         self._token = _access_token(access_token, user_id)
         self._owner = None if self._token is None else self._token.owner
         self._caller: Caller | None = None
-        self._place: Place | None = None
+        self._bookmark = Bookmark()
 
     def owner(self, user_id: str) -> str:
         """With an access token, its user.
@@ -137,21 +135,13 @@ class SupabaseStore(ConnectedStore):
     async def update_session(
         self, ref: SessionRef, *, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> bool:
-        # Through JSON, because the library would write out what JSON has no word for (bytes, dates) in its own way.
+        # Through JSON, because the library would convert what JSON cannot represent (bytes, dates) in its own way.
         plain = None if metadata is None else json.loads(encode_metadata(metadata))
         return bool(await self._call("agent_session_update", **_named(ref), p_title=title, p_metadata=plain))
 
     @settles
     async def rewrite(self, ref: SessionRef, before: Content, after: Content) -> bool:
-        place = self._place
-        if place is None or place.ref != ref or place.rows > before.first:
-            place = Place(ref)
-        last = await self._rewrite(place, before, after)
-        if last is None and place.row_id is not None:  # that row may have been removed
-            last = await self._rewrite(Place(ref), before, after)
-        if last is not None and before.rows:
-            self._place = Place(ref, last, before.first + len(before.rows))
-        return last is not None
+        return await self._bookmark.rewrite(self._rewrite, ref, before, after)
 
     async def _rewrite(self, place: Place, before: Content, after: Content) -> int | None:
         changes = {
@@ -207,7 +197,7 @@ class SupabaseStore(ConnectedStore):
             self._caller = Caller(self.settings, self._token)
         own, others = await self._caller.open(self._owner or "")
         if others is not None:
-            await self._admit(others)  # a user who is new has no canary yet
+            await self._admit(others)  # for a new user there is not a canary yet
         return own
 
     async def _disconnect(self) -> None:

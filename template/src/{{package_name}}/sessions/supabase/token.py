@@ -6,14 +6,15 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError as EndedAsCancelled
 from contextlib import suppress
 
 import httpx
 from pydantic import SecretStr
 
-from ..errors import SettingMissing, StoreRefused, StoreUnavailable, WrongOwner
-from ..refs import Id, id_text
-from ..tracebacks import forget_locals, forgets_locals
+from ..errors import SettingMissing, StoreRefused, StoreUnavailable, WrongOwner, forget_locals, forgets_locals
+from ..records import Id, id_text
+from ..retry import cancelled_by_caller_alone
 from .connection import claims_of, subject_of
 
 GetToken = Callable[[], str | Awaitable[str]]
@@ -113,7 +114,7 @@ class TokenInUse:
                 self._current = _checked(await _result(fresh), self.source.owner)
         except (SettingMissing, WrongOwner):  # first: WrongOwner is an OSError too
             raise
-        except (OSError, httpx.TransportError) as error:  # TimeoutError is an OSError
+        except (OSError, httpx.TransportError, EndedAsCancelled) as error:  # TimeoutError is an OSError
             forget_locals(error)
             problem = f"access_token() gave no token ({type(error).__name__}). Is the server that signs users in up?"
             raise StoreUnavailable(problem) from error
@@ -127,8 +128,9 @@ class TokenInUse:
 
 
 async def _result(fresh: GetToken) -> str:
-    found = fresh()
-    return await found if inspect.isawaitable(found) else found
+    with cancelled_by_caller_alone():
+        found = fresh()
+        return await found if inspect.isawaitable(found) else found
 
 
 @forgets_locals
