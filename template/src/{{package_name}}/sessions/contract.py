@@ -10,14 +10,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from .errors import WrongKey, how_to
-from .records import Batch, Content, Id, Row, SessionInfo, SessionPage, SessionRef, key_of
+from .records import (
+    Batch,
+    Content,
+    Id,
+    Leased,
+    Row,
+    RowPage,
+    SessionInfo,
+    SessionPage,
+    SessionRef,
+    Turn,
+    key_of,
+    new_id,
+)
 from .settings import StoreSettings
 
 Admit = Callable[[str | None], Awaitable[None]]
 """Takes the canary of a store that is being opened, and raises if this program must not use what is stored.
 It may call the store: its calls pass before the store is open."""
+
+
+COPY_SECONDS = 60.0
+"""How long a session that is copied may be in the making before others may write into it."""
 
 
 async def refuse_encrypted(canary: str | None) -> None:
@@ -67,6 +85,9 @@ class RowStore(ABC):
 
         Concurrent batches of one session never interleave, and readers see them in the order of their commits.
         The same `batch.id` twice stores it once, so a caller whose connection broke may simply call again.
+
+        Raises:
+            LeaseLost: `batch.lease` is not the session's (any more), or the session was deleted. Nothing was stored.
         """
 
     @abstractmethod
@@ -109,6 +130,85 @@ class RowStore(ABC):
         Returns:
             False if another writer came first: then nothing was changed.
         """
+
+    @abstractmethod
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        """The newest `limit` (1 to 500) rows before a position; None: of all."""
+
+    # ── Turns ───────────────────────────────────────────────────────────────
+    # Only runs that take a lease exclude each other. A plain append, pop or clear never looks at one.
+
+    @abstractmethod
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        """Take a session for one run, for so many seconds by the clock of the server, and read it in the same step.
+
+        It begins the session if there is none. Whoever has it already (`token` from `new_id`) gets it for longer, so
+        the call may be repeated. A lease that expired can be taken by others, but until one does it still is a lease.
+
+        Args:
+            limit: As for `tail`; 0 reads nothing.
+            request_id: Also find the turn with this one.
+
+        Returns:
+            None while another one has it.
+        """
+
+    @abstractmethod
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        """Keep a lease for so many seconds from now. False if it is lost: taken by another, revoked, or deleted."""
+
+    @abstractmethod
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        """Give a lease back; None: take it away from whoever has it. False if there was none.
+
+        A session that began with it goes again if there is still nothing in it.
+        """
+
+    @abstractmethod
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        """The newest `limit` (1 to `TURNS_KEPT`) turns, newest first; or the one with this id."""
+
+    @abstractmethod
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        """Set status and content of a turn to those of `after`, if they still are those of `before`.
+
+        With `lease`, only while that is the session's. To be the one who makes a change, put something of your own into
+        `after`: it also counts as done if they are those of `after` already, so that the call may be repeated.
+
+        Returns:
+            False if something was not so: then nothing was changed.
+        """
+
+    async def fork(self, ref: SessionRef, new_ref: SessionRef, before: int | None = None) -> bool:
+        """Copy a session's rows, title and metadata into a new one: all rows, or those before a position.
+
+        This default reads and appends, for stores where that is not possible in one step. May not be called again if
+        it was `maybe_applied`: the new session may be there.
+
+        Returns:
+            False if the new session exists already, or the old one does not: then nothing was changed.
+        """
+        info, token = await self.find_session(ref), new_id()
+        if info is None:
+            return False
+        rows: list[str] = []
+        more = True
+        while more:
+            part = await self.page(ref, before, 500)
+            rows[:0], more = part.rows, part.more
+            before = part.positions[0] if part.positions else before
+        taken = await self.lease(new_ref, token, COPY_SECONDS)
+        if taken is None or not taken.began:
+            await self.release(new_ref, token)
+            return False
+        try:
+            await self.append(new_ref, Batch.of([Row(row) for row in rows], info.title)._replace(lease=token))
+            await self.update_session(new_ref, metadata=info.metadata)
+        finally:
+            await self.release(new_ref, token)
+        return True
 
     # ── Sessions ────────────────────────────────────────────────────────────
 

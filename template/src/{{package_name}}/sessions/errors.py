@@ -50,6 +50,15 @@ class WrongOwner(SessionStoreError, PermissionError):
     """A run of one user tried to use the session of another."""
 
 
+class LeaseLost(SessionStoreError):
+    """Another run took the session over, or it was deleted. Nothing was stored."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another run took this session over, or it was deleted; nothing was stored. Read it again, then try again."
+        )
+
+
 class SchemaOutdated(SessionStoreError):
     """What is stored and this program do not fit together: one of them is too old."""
 

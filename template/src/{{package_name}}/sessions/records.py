@@ -90,6 +90,34 @@ class Row(NamedTuple):
     role: str | None = None
 
 
+class Turn(NamedTuple):
+    """What is noted of one turn beside its items. Stores compare names, status and content, and look into none of them.
+
+    A store keeps the newest `TURNS_KEPT` of a session, each for `TURN_DAYS` after it changed last.
+    """
+
+    id: str
+    """Unique in its session."""
+    status: str
+    content: str
+    """What the app notes of it, as text."""
+    request_id: str | None = None
+    """What the client calls its request, so that a repeated one is recognised."""
+    first: int | None = None
+    """The position of its first item, see `RowStore.page`. The store sets it and `last`; None: it has no items."""
+    last: int | None = None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """From a row of SQL as JSON, by name."""
+        names = ("turn_id", "status", "content", "request_id", "first_id", "last_id")
+        return cls(*(row[name] for name in names))
+
+
+TURNS_KEPT = 100
+TURN_DAYS = 30
+
+
 class Batch(NamedTuple):
     """Rows that are stored together or not at all. The id makes a repeated call harmless."""
 
@@ -97,14 +125,46 @@ class Batch(NamedTuple):
     rows: Sequence[Row]
     title: str | None = None
     """Becomes the session's title if it has none yet."""
+    lease: UUID | None = None
+    """The rows are stored only while this lease is the session's, see `RowStore.lease`."""
+    turn: Turn | None = None
+    """With a lease: the turn that the rows belong to. One with the same id takes its place and grows by the rows."""
+    release: bool = False
+    """With a lease: give it back in the same step."""
 
     @classmethod
     def of(cls, rows: Sequence[Row], title: str | None = None) -> Batch:
-        """A batch with a new id. Ids grow with time (UUID version 7), so that their index grows at one end only."""
-        milliseconds = time.time_ns() // 1_000_000
-        random = int.from_bytes(os.urandom(10))
-        bits = milliseconds << 80 | random & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62
-        return cls(UUID(int=bits), rows, title)
+        """A batch with a new id."""
+        return cls(new_id(), rows, title)
+
+
+def new_id() -> UUID:
+    """Random, but growing with time (UUID version 7), so that an index of many grows at one end only."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10))
+    return UUID(int=milliseconds << 80 | random & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+class Leased(NamedTuple):
+    """What whoever takes a lease is told."""
+
+    rows: list[str]
+    """The newest rows, oldest first."""
+    last: Turn | None
+    """The newest turn of the session."""
+    same: Turn | None
+    """The turn whose `request_id` was asked for."""
+    began: bool
+    """Whether there was no session before."""
+
+
+class RowPage(NamedTuple):
+    """Rows one after another, oldest first, and the position of each: a number that grows with them."""
+
+    rows: list[str]
+    positions: list[int]
+    more: bool
+    """Whether there are older ones. `before=positions[0]` asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
