@@ -27,7 +27,14 @@ from proof.sql.dump import dump_of
 
 SERVER = "TEST_DATABASE_URL"
 POOLER = os.environ.get("TEST_DATABASE_POOLER", "auto")
-TABLES = ("agent_sessions", "agent_session_info", "agent_session_batches", "agent_session_canary")
+TABLES = (
+    "agent_sessions",
+    "agent_session_info",
+    "agent_session_batches",
+    "agent_session_canary",
+    "agent_session_leases",
+    "agent_session_turns",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

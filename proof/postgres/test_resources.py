@@ -169,7 +169,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def own_store(own_server: str) -> AsyncIterator[PostgresStore]:
-    await run_sql(own_server, "TRUNCATE agent_sessions, agent_session_info")
+    await run_sql(own_server, "TRUNCATE agent_sessions, agent_session_info CASCADE")
     async with PostgresStore(settings_for(own_server, database_pooler="none")) as store:
         yield store
 

@@ -35,7 +35,14 @@ from proof.support.helpers import missing
 OVERRIDE = "TEST_"
 USED = ("SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_SERVER_KEY", "SUPABASE_DB_URL")
 """What a server needs to know."""
-TABLES = ("agent_sessions", "agent_session_info", "agent_session_batches", "agent_session_canary")
+TABLES = (
+    "agent_sessions",
+    "agent_session_info",
+    "agent_session_batches",
+    "agent_session_canary",
+    "agent_session_leases",
+    "agent_session_turns",
+)
 
 Environment = Mapping[str, str]
 

@@ -116,16 +116,15 @@ class RowStore(ABC):
         """
         return await self.replace_tail(ref, expected_tail, Batch.of([Row(text) for text in expected_tail[1:]]))
 
-    @abstractmethod
     async def clear(self, ref: SessionRef) -> None:
-        """Remove all rows. The session keeps its title and metadata.
-
-        Sessions call `replace_tail` for it, which is idempotent: a late repetition takes away nothing that came since.
-        """
+        """Remove all rows, and what is noted of turns. The session keeps its title and metadata."""
+        await self.replace_tail(ref, None, Batch.of([]))
 
     @abstractmethod
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         """Put `batch` in the place of the newest rows if those still are `expected_tail`, oldest first; None: all rows.
+
+        None and a batch without rows: nothing is left of the conversation, so what is noted of its turns goes as well.
 
         Returns:
             False if another writer came first: then nothing was changed.

@@ -157,6 +157,15 @@ class Leased(NamedTuple):
     began: bool
     """Whether there was no session before."""
 
+    @classmethod
+    def of_array(cls, found: Sequence[str | None] | None) -> Self | None:
+        """From what the function of SQL returns."""
+        if found is None:
+            return None
+        began, last, same, *rows = found
+        turns = (None if turn is None else Turn.of_row(json.loads(turn)) for turn in (last, same))
+        return cls([row for row in reversed(rows) if row is not None], *turns, began is not None)
+
 
 class RowPage(NamedTuple):
     """Rows one after another, oldest first, and the position of each: a number that grows with them."""
@@ -165,6 +174,12 @@ class RowPage(NamedTuple):
     positions: list[int]
     more: bool
     """Whether there are older ones. `before=positions[0]` asks for them."""
+
+    @classmethod
+    def of_rows(cls, found: Sequence[tuple[int, str]], limit: int) -> Self:
+        """From positions and rows, newest first: one more than `limit` if there are more."""
+        kept = found[:limit][::-1]
+        return cls([row for _, row in kept], [position for position, _ in kept], len(found) > limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from ..errors import SettingMissing, WrongKey, forgets_locals, how_to
-from ..records import SEALED, SessionRef, encode_metadata, key_of
+from ..records import SEALED, SessionRef, Turn, encode_metadata, key_of
 from ..settings import StoreSettings
 
 KEYS = "SESSION_ENCRYPTION_KEYS"
@@ -34,7 +34,7 @@ _NONCE_BYTES = 12
 _EVERYWHERE = SessionRef("", "")
 """Where the canary is sealed: in no session, since each has an id."""
 
-Purpose = Literal["item", "title", "metadata", "canary"]
+Purpose = Literal["item", "title", "metadata", "canary", "turn"]
 
 
 class Cipher:
@@ -96,6 +96,22 @@ class Cipher:
         if plain:
             return row, True
         return PLAIN + row if row.lstrip().startswith("{") else row, False
+
+    def seal_turn(self, ref: SessionRef, turn: Turn) -> Turn:
+        """A turn to store. Its content opens under its own id alone."""
+        return turn._replace(content=self.seal("turn", ref, json.dumps([turn.id, turn.content])))
+
+    def open_turn(self, ref: SessionRef, stored: Turn, *, plain: bool) -> Turn:
+        """The inverse; the content is empty if it does not open.
+
+        Args:
+            plain: Whether what was never sealed counts.
+        """
+        if plain and not stored.content.startswith(SEALED):
+            return stored
+        text = self.open("turn", ref, stored.content)
+        turn_id, content = (None, "") if text is None else json.loads(text)
+        return stored._replace(content=content if turn_id == stored.id else "")
 
     def seal_metadata(self, ref: SessionRef, metadata: Mapping[str, Any]) -> dict[str, str]:
         """Metadata as one sealed value; nothing stays nothing."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..contract import RowStore
 from ..errors import SessionStoreError
 from ..paging import again, chosen_sessions
-from ..records import SEALED, Content, SessionInfo, SessionRef
+from ..records import SEALED, TURNS_KEPT, Content, SessionInfo, SessionRef, Turn
 from .cipher import SEALED_METADATA, Cipher, Purpose, sealed_metadata
 
 _ROWS, _CHARACTERS = 1000, 4 * 2**20
@@ -95,6 +95,11 @@ async def _session(inner: RowStore, cipher: Cipher, listed: SessionInfo, report:
                 report.rows += sum(one != other for one, other in zip(old.rows, new.rows, strict=True))
                 changed = True
             first += len(found)
+        for turn in await again(inner, inner.turns, ref, TURNS_KEPT) if done else ():
+            new_turn = texts.wanted_turn(turn)
+            if new_turn != turn:
+                done = done and await again(inner, inner.change_turn, ref, turn, new_turn)
+                changed = True
         if done:
             report.unreadable += texts.unreadable
             report.rewritten += changed
@@ -123,6 +128,17 @@ class _Texts:
     def wanted_row(self, row: str) -> str:
         """One row."""
         return self._wanted("item", row)
+
+    def wanted_turn(self, stored: Turn) -> Turn:
+        """One turn."""
+        cipher = self._cipher
+        if cipher.is_newest(stored.content) and not self._decrypt:
+            return stored
+        turn = cipher.open_turn(self._key, stored, plain=True)
+        if not turn.content:
+            self.unreadable += 1
+            return stored
+        return turn if self._decrypt else cipher.seal_turn(self._key, turn)
 
     def _wanted(self, purpose: Purpose, text: str) -> str:
         cipher = self._cipher

@@ -16,11 +16,12 @@ from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
+from uuid import UUID
 
 from ..codec import try_decode
 from ..contract import Admit
 from ..errors import SettingMissing, StoreUnavailable
-from ..records import SEALED, Batch, Content, Id, Row, SessionInfo, SessionPage, SessionRef
+from ..records import SEALED, Batch, Content, Id, Leased, Row, RowPage, SessionInfo, SessionPage, SessionRef, Turn
 from ..settings import from_environment
 from ..store import SessionStore
 from .cipher import Cipher, EncryptionSettings, how_to_reencrypt, sealed_metadata
@@ -34,7 +35,7 @@ class NotEncrypted(SettingMissing):
 
 
 class EncryptedStore(SessionStore):
-    """Items, titles and metadata are sealed; ids, roles, counts and times are not.
+    """Items, titles, metadata and what is noted of turns are sealed; ids, roles, states, counts and times are not.
 
     A row that does not open is handed on as it is stored, which no session can read, and may be put back like this.
 
@@ -106,9 +107,6 @@ class EncryptedStore(SessionStore):
             return False
         return await self.inner.take(ref, stored)
 
-    async def clear(self, ref: SessionRef) -> None:
-        await self.inner.clear(ref)
-
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         """As promised, in two round trips if a tail is expected: sealed texts differ each time, so it is read first."""
         cipher = self._cipher
@@ -122,6 +120,44 @@ class EncryptedStore(SessionStore):
             # The batch may be there already, by an earlier attempt whose answer got lost. Nothing but the store knows.
             stored = [secrets.token_hex()]
         return await self.inner.replace_tail(ref, stored, _sealed_batch(cipher, ref, batch, unread))
+
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        cipher = self._cipher
+        page = await self.inner.page(ref, before, limit)
+        return page._replace(rows=self._texts(cipher, ref, page.rows))
+
+    # ── Turns ───────────────────────────────────────────────────────────────
+
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        taken = await self.inner.lease(ref, token, seconds, limit=limit, request_id=request_id)
+        if taken is None:
+            return None
+        last, same = (turn and self._turn(ref, turn) for turn in (taken.last, taken.same))
+        return taken._replace(rows=self._texts(self._cipher, ref, taken.rows), last=last, same=same)
+
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        return await self.inner.renew(ref, token, seconds)
+
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        return await self.inner.release(ref, token)
+
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        return [self._turn(ref, turn) for turn in await self.inner.turns(ref, limit, turn_id)]
+
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        """As promised, in two round trips: sealed texts differ each time, so the turn is read first."""
+        for stored in await _harmless(self.inner.turns(ref, 1, before.id)):
+            status, content = stored.status, self._turn(ref, stored).content
+            if (status, content) == (after.status, after.content):
+                after = stored  # done already, if the lease still is the session's
+            elif (status, content) == (before.status, before.content):
+                after = self._cipher.seal_turn(ref, after)
+            else:
+                return False
+            return await self.inner.change_turn(ref, stored, after, lease)
+        return False
 
     # ── Sessions ────────────────────────────────────────────────────────────
 
@@ -225,6 +261,9 @@ class EncryptedStore(SessionStore):
     def _texts(self, cipher: Cipher, ref: SessionRef, rows: Sequence[str]) -> list[str]:
         return [self._text(cipher, ref, row)[0] for row in rows]
 
+    def _turn(self, ref: SessionRef, stored: Turn) -> Turn:
+        return self._cipher.open_turn(ref, stored, plain=self.keys.session_encryption_allow_plaintext)
+
     def _info(self, cipher: Cipher, info: SessionInfo) -> SessionInfo:
         ref = SessionRef(info.user_id, info.session_id)
         title, metadata = info.title, cipher.open_metadata(ref, info.metadata)
@@ -246,7 +285,8 @@ def _sealed_batch(
         for row in batch.rows
     ]
     title = None if batch.title is None else cipher.seal("title", ref, batch.title)
-    return batch._replace(rows=rows, title=title)
+    turn = None if batch.turn is None else cipher.seal_turn(ref, batch.turn)
+    return batch._replace(rows=rows, title=title, turn=turn)
 
 
 async def _harmless(call: Awaitable[T]) -> T:

@@ -20,7 +20,7 @@ from ..settings import StoreSettings
 from .address import EXAMPLE, Login, PostgresAddress, parse_address
 from .socket import keep_alive, tls_options
 
-SCHEMA_VERSION = 20261126000001
+SCHEMA_VERSION = 20261127000001
 """The newest migration that this program was written for."""
 
 OTHER_HOST_SECONDS = 5.0

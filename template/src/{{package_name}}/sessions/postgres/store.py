@@ -15,14 +15,28 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import asyncpg
 from pydantic import SecretStr
 
 from ..credentials import Credentials
-from ..errors import forgets_locals
+from ..errors import LeaseLost, forgets_locals
 from ..paging import Bookmark, Place, decode_cursor, encode_cursor
-from ..records import Batch, Content, Id, SessionInfo, SessionPage, SessionRef, check_aware, encode_metadata, id_text
+from ..records import (
+    Batch,
+    Content,
+    Id,
+    Leased,
+    RowPage,
+    SessionInfo,
+    SessionPage,
+    SessionRef,
+    Turn,
+    check_aware,
+    encode_metadata,
+    id_text,
+)
 from ..settings import from_environment
 from ..shared import SharedStoreSession
 from ..store import ConnectedStore
@@ -65,6 +79,7 @@ SELECT content FROM public.agent_sessions
   LIMIT (SELECT $3::bigint)  -- a number would make the planner sort where it takes a history for short
 """
 _APPEND_FUNCTION = "SELECT public.agent_session_append($1, $2, $3, $4, $5, $6)"
+_LEASED_APPEND = "SELECT public.agent_session_append_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 
 
 class PostgresStore(ConnectedStore):
@@ -84,10 +99,14 @@ class PostgresStore(ConnectedStore):
         self._bookmark = Bookmark()
 
     async def append(self, ref: SessionRef, batch: Batch) -> None:
-        contents = [row.content for row in batch.rows]
-        roles = [row.role for row in batch.rows]
-        statement = _APPEND_FUNCTION if self._behind_pooler else _APPEND
-        await self._rows(statement, *ref, batch.id, contents, roles, batch.title)
+        rows = ([row.content for row in batch.rows], [row.role for row in batch.rows])
+        if batch.lease is None:
+            statement = _APPEND_FUNCTION if self._behind_pooler else _APPEND
+            await self._rows(statement, *ref, batch.id, *rows, batch.title)
+        elif not await self._call(
+            _LEASED_APPEND, *ref, batch.id, *rows, batch.title, batch.lease, batch.release, *_note(batch)
+        ):
+            raise LeaseLost
 
     async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
         limit = None if limit is None else min(limit, MAX_LIMIT)
@@ -109,15 +128,49 @@ class PostgresStore(ConnectedStore):
     async def take(self, ref: SessionRef, expected_tail: Sequence[str]) -> bool:
         return bool(await self._call("SELECT public.agent_session_take($1, $2, $3)", *ref, list(expected_tail)))
 
-    async def clear(self, ref: SessionRef) -> None:
-        await self._call("SELECT public.agent_session_clear($1, $2)", *ref)
-
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        if expected_tail is None and not batch.rows:
+            await self._call("SELECT public.agent_session_clear_v2($1, $2, $3)", *ref, batch.id)
+            return True
         contents = [row.content for row in batch.rows]
         roles = [row.role for row in batch.rows]
         expected = None if expected_tail is None else list(expected_tail)
         statement = "SELECT public.agent_session_replace_tail($1, $2, $3, $4, $5, $6, $7)"
         return bool(await self._call(statement, *ref, expected, batch.id, contents, roles, batch.title))
+
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        limit = max(1, min(limit, 500))
+        # One more than asked for shows whether there are older ones.
+        found = await self._call("SELECT public.agent_session_page($1, $2, $3, $4)", *ref, before, limit + 1)
+        return RowPage.of_rows(json.loads(found), limit)
+
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        limit = None if limit is None else min(limit, MAX_LIMIT)
+        statement = "SELECT public.agent_session_lease($1, $2, $3, $4, $5, $6)"
+        return Leased.of_array(await self._call(statement, *ref, token, seconds, limit, request_id))
+
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        return bool(await self._call("SELECT public.agent_session_renew($1, $2, $3, $4)", *ref, token, seconds))
+
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        return bool(await self._call("SELECT public.agent_session_release($1, $2, $3)", *ref, token))
+
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        found = await self._call("SELECT public.agent_session_turns($1, $2, $3, $4)", *ref, turn_id, max(1, limit))
+        return [Turn.of_row(row) for row in json.loads(found)]
+
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        statement = "SELECT public.agent_session_change_turn($1, $2, $3, $4, $5, $6, $7, $8)"
+        texts = (before.status, before.content, after.status, after.content)
+        return bool(await self._call(statement, *ref, lease, before.id, *texts))
+
+    async def fork(self, ref: SessionRef, new_ref: SessionRef, before: int | None = None) -> bool:
+        if ref.user_id != new_ref.user_id:
+            return await super().fork(ref, new_ref, before)
+        statement = "SELECT public.agent_session_fork($1, $2, $3, $4)"
+        return bool(await self._call(statement, *ref, new_ref.session_id, before))
 
     async def find_session(self, ref: SessionRef) -> SessionInfo | None:
         found = await self._call("SELECT public.agent_session_find($1, $2)", *ref)
@@ -243,6 +296,11 @@ class PostgresSession(SharedStoreSession):
         ref = SessionRef(user_id, session_id)
         make_store = partial(PostgresStore, settings, credentials=credentials)
         super().__init__(settings, make_store, ref, session_settings, token=credentials)
+
+
+def _note(batch: Batch) -> tuple[str | None, ...]:
+    turn = batch.turn
+    return (None,) * 4 if turn is None else (turn.id, turn.request_id, turn.status, turn.content)
 
 
 def _without_values(error: BaseException) -> BaseException | None:

@@ -17,12 +17,26 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pydantic import SecretStr
 
-from ..errors import WrongOwner, forgets_locals
+from ..errors import LeaseLost, WrongOwner, forgets_locals
 from ..paging import Bookmark, Place, decode_cursor, encode_cursor
-from ..records import Batch, Content, Id, SessionInfo, SessionPage, SessionRef, check_aware, encode_metadata, id_text
+from ..records import (
+    Batch,
+    Content,
+    Id,
+    Leased,
+    RowPage,
+    SessionInfo,
+    SessionPage,
+    SessionRef,
+    Turn,
+    check_aware,
+    encode_metadata,
+    id_text,
+)
 from ..retry import settles
 from ..settings import from_environment
 from ..shared import SharedStoreSession
@@ -80,7 +94,11 @@ class SupabaseStore(ConnectedStore):
 
     @settles
     async def append(self, ref: SessionRef, batch: Batch) -> None:
-        await self._call("agent_session_append", **_named(ref), **_named_batch(batch))
+        arguments = {**_named(ref), **_named_batch(batch)}
+        if batch.lease is None:
+            await self._call("agent_session_append", **arguments)
+        elif not await self._call("agent_session_append_v2", **arguments, **_named_lease(batch)):
+            raise LeaseLost
 
     async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
         limit = None if limit is None else min(limit, MAX_LIMIT)
@@ -103,14 +121,59 @@ class SupabaseStore(ConnectedStore):
         return bool(await self._call("agent_session_take", **_named(ref), p_expected=list(expected_tail)))
 
     @settles
-    async def clear(self, ref: SessionRef) -> None:
-        await self._call("agent_session_clear", **_named(ref))
-
-    @settles
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        if expected_tail is None and not batch.rows:
+            await self._call("agent_session_clear_v2", **_named(ref), p_batch_id=str(batch.id))
+            return True
         expected = None if expected_tail is None else list(expected_tail)
         arguments = {**_named(ref), "p_expected": expected, **_named_batch(batch)}
         return bool(await self._call("agent_session_replace_tail", **arguments))
+
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        limit = max(1, min(limit, 500))
+        # One more than asked for shows whether there are older ones.
+        found = await self._call("agent_session_page", **_named(ref), p_before=before, p_limit=limit + 1)
+        return RowPage.of_rows(found, limit)
+
+    @settles
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        limit = None if limit is None else min(limit, MAX_LIMIT)
+        asked = {"p_token": str(token), "p_seconds": seconds, "p_limit": limit, "p_request_id": request_id}
+        return Leased.of_array(await self._call("agent_session_lease", **_named(ref), **asked))
+
+    @settles
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        return bool(await self._call("agent_session_renew", **_named(ref), p_token=str(token), p_seconds=seconds))
+
+    @settles
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        given = None if token is None else str(token)
+        return bool(await self._call("agent_session_release", **_named(ref), p_token=given))
+
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        found = await self._call("agent_session_turns", **_named(ref), p_turn_id=turn_id, p_limit=max(1, limit))
+        return [Turn.of_row(row) for row in found]
+
+    @settles
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        changes = {
+            "p_lease": None if lease is None else str(lease),
+            "p_turn_id": before.id,
+            "p_expected_status": before.status,
+            "p_expected_content": before.content,
+            "p_status": after.status,
+            "p_content": after.content,
+        }
+        return bool(await self._call("agent_session_change_turn", **_named(ref), **changes))
+
+    @settles
+    async def fork(self, ref: SessionRef, new_ref: SessionRef, before: int | None = None) -> bool:
+        if ref.user_id != new_ref.user_id:
+            return await super().fork(ref, new_ref, before)
+        arguments = {"p_new_session_id": new_ref.session_id, "p_before": before}
+        return bool(await self._call("agent_session_fork", **_named(ref), **arguments))
 
     async def find_session(self, ref: SessionRef) -> SessionInfo | None:
         found = await self._call("agent_session_find", **_named(ref))
@@ -282,4 +345,16 @@ def _named_batch(batch: Batch) -> dict[str, object]:
         "p_contents": [row.content for row in batch.rows],
         "p_roles": [row.role for row in batch.rows],
         "p_title": batch.title,
+    }
+
+
+def _named_lease(batch: Batch) -> dict[str, object]:
+    turn = batch.turn
+    return {
+        "p_lease": str(batch.lease),
+        "p_release": batch.release,
+        "p_turn_id": None if turn is None else turn.id,
+        "p_request_id": None if turn is None else turn.request_id,
+        "p_status": None if turn is None else turn.status,
+        "p_content": None if turn is None else turn.content,
     }
