@@ -40,9 +40,9 @@ ONCE = {
     ),
     "postgres": ("app/test_embedded_server.py", "transfer/test_inputs.py"),
 }
-NOT_ON_SUPABASE = ("app/test_cli.py",)
+NOT_ON_SUPABASE = ("app/test_cli.py", "faults/test_compaction_faults.py")
 # The embedded Supabase is the embedded PostgreSQL, which is proven, and two processes more.
-SEVERAL_PROCESSES = "at_once or killed or killing or just_died or loopback or command_line or last_to_leave or survive"
+SEVERAL_PROCESSES = "at_once or killed or loopback or command_line"
 
 
 @pytest.mark.parametrize("backend", ["postgres", "redis", "supabase"])
