@@ -181,6 +181,6 @@ def test_what_is_deployed_holds_the_migrations_and_no_development_server(
     if backend != "redis":
         program += "; print(len(backend.migrations()))"
     deployed = Project(tmp_path)
-    assert deployed.run(python, "-c", program).split() == ["False", *(["3"] if backend != "redis" else [])]
+    assert deployed.run(python, "-c", program).split() == ["False", *(["4"] if backend != "redis" else [])]
     with pytest.raises(pytest.fail.Exception, match=rf"exited 1 in [^\n]*\nError: {VARIABLES[backend]} is not set"):
         deployed.run(command, "sessions", "list")

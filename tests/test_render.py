@@ -112,6 +112,7 @@ OF_ITS_OWN = {
 migrations/20261123000001_agent_sessions.sql
 migrations/20261123000002_agent_session_canary.sql
 migrations/20261126000001_promises.sql
+migrations/20261127000001_turns.sql
 src/my_agent/cli/db.py
 src/my_agent/dev/postgres.py
 src/my_agent/sessions/postgres/__init__.py
@@ -174,6 +175,7 @@ supabase/local/roles.sh
 supabase/migrations/20261123000001_agent_sessions.sql
 supabase/migrations/20261123000002_agent_session_canary.sql
 supabase/migrations/20261126000001_promises.sql
+supabase/migrations/20261127000001_turns.sql
 tests/test_migrations.py
 """,
 }

@@ -13,7 +13,7 @@ from my_agent.sessions.contract import refuse_encrypted
 from my_agent.sessions.encryption.cipher import new_key
 from my_agent.sessions.encryption.reencrypt import Report, reencrypt
 from my_agent.sessions.encryption.store import EncryptedStore
-from my_agent.sessions.records import Batch, Content, Row, SessionInfo
+from my_agent.sessions.records import Batch, Content, Row, SessionInfo, Turn, new_id
 from proof.encryption.test_encryption import inner_of, sealed, settings_with, with_keys
 from proof.support.helpers import texts, user
 
@@ -25,17 +25,23 @@ NUMBER = 7
 class Stored:
     """All that the stored sessions say, and what listings show of them."""
 
-    def __init__(self, infos: Sequence[SessionInfo], rows: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, infos: Sequence[SessionInfo], rows: Sequence[Sequence[str]], turns: Sequence[Sequence[Turn]]
+    ) -> None:
         self.infos = infos
         self.rows = rows
+        self.turns = turns
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stored) and (self.infos, self.rows) == (other.infos, other.rows)
+        mine = (self.infos, self.rows, self.turns)
+        return isinstance(other, Stored) and mine == (other.infos, other.rows, other.turns)
 
 
 async def stored(store: SessionStore) -> Stored:
     infos = (await store.list_sessions()).sessions
-    return Stored(infos, [await store.tail(SessionRef(info.user_id, info.session_id), None) for info in infos])
+    refs = [SessionRef(info.user_id, info.session_id) for info in infos]
+    rows = [await store.tail(ref, None) for ref in refs]
+    return Stored(infos, rows, [await store.turns(ref, 10) for ref in refs])
 
 
 async def fill(store: SessionStore) -> Stored:
@@ -46,6 +52,9 @@ async def fill(store: SessionStore) -> Stored:
         await store.append(ref, Batch.of(rows, title=f"title {number}" if number % 3 else None))
         if number % 2:
             await store.update_session(ref, metadata={"number": number, "é": [None, 0.5]})
+            token, turn = new_id(), Turn("t", "paused", f"state é {number}", "request")
+            assert await store.lease(ref, token, 60)
+            await store.append(ref, Batch.of([])._replace(lease=token, turn=turn, release=True))
     return await stored(store)
 
 

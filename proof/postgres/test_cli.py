@@ -87,7 +87,7 @@ async def test_the_schema_is_brought_up_to_date(empty_database: str, monkeypatch
     assert first.code == 0
     assert first.err.startswith("Applied ")
     second = await invoke("db", "upgrade")
-    assert second.err == "The database is up to date; the newest migration is 20261126000001_promises.\n"
+    assert second.err == "The database is up to date; the newest migration is 20261127000001_turns.\n"
     after = await invoke("db", "status")
     assert (after.code, after.err) == (0, "")
     assert after.out.startswith("applied  ")

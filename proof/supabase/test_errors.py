@@ -389,7 +389,7 @@ class Frontage:
 
 
 HTML, JSON = "Content-Type: text/html\r\n", "Content-Type: application/json\r\n"
-VERSIONS = '["20261126000001","20261123000001",null,null]'
+VERSIONS = '["20261127000001","20261123000001",null,null]'
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
@@ -30,7 +30,7 @@ from my_agent.sessions import (
 )
 from my_agent.sessions.contract import admit_all
 from my_agent.sessions.layers import wrap_store
-from my_agent.sessions.records import Batch, Content, Row
+from my_agent.sessions.records import Batch, Content, Row, Turn
 from proof.supabase.fixtures import Environment, ask, settings_for, token
 from proof.support.helpers import texts, user
 
@@ -116,6 +116,8 @@ SELECT (SELECT coalesce(json_agg(item ORDER BY id), '[]') FROM agent_sessions AS
     || (SELECT coalesce(json_agg(info ORDER BY session_id), '[]') FROM agent_session_info AS info)::text
     || (SELECT coalesce(json_agg(batch ORDER BY batch_id), '[]') FROM agent_session_batches AS batch)::text
     || (SELECT coalesce(json_agg(canary ORDER BY user_id), '[]') FROM agent_session_canary AS canary)::text
+    || (SELECT coalesce(json_agg(lease ORDER BY session_id), '[]') FROM agent_session_leases AS lease)::text
+    || (SELECT coalesce(json_agg(turn ORDER BY id), '[]') FROM agent_session_turns AS turn)::text
     || (SELECT coalesce(json_agg(key ORDER BY sha256), '[]') FROM agent_session_server_keys AS key)::text
 """
 THEIRS = "SELECT json_agg(item ORDER BY id) FROM agent_sessions AS item WHERE user_id = $1"
@@ -133,6 +135,8 @@ WHERE grantee <> owner
 """
 VICTIMS_BATCH = f"SELECT batch_id::text FROM agent_session_batches WHERE user_id = '{ALICE}' LIMIT 1"
 EVIL = '{"role":"user","content":"evil"}'
+LEASE = "01940000-0000-7000-8000-000000000000"
+"""The one that the victim's session has. Attackers know it."""
 
 
 class Attempt(NamedTuple):
@@ -154,6 +158,10 @@ def attempts(tables: list[str], functions: dict[str, list[str]], batch_id: str) 
             item = {"user_id": ALICE, "text": EVIL}
         if table == "agent_session_batches":
             item = row | {"batch_id": batch_id}
+        if table == "agent_session_leases":
+            item = row | {"token": batch_id, "until": "2100-01-01", "began": False}
+        if table == "agent_session_turns":
+            item = row | {"turn_id": "t", "status": "done", "content": EVIL}
         if table == "agent_session_server_keys":
             item = {"sha256": "0" * 64}
         merge = {"Prefer": "resolution=merge-duplicates,return=representation"}
@@ -190,6 +198,17 @@ def attempts(tables: list[str], functions: dict[str, list[str]], batch_id: str) 
         "p_expected_metadata": [{}, {"note": SECRET}],
         "p_older_than": ["2999-01-01T00:00:00Z"],
         "p_sha256": ["0" * 64],
+        "p_token": [None, str(uuid4()), LEASE],
+        "p_lease": [None, LEASE],
+        "p_seconds": [60],
+        "p_release": [True],
+        "p_request_id": ["request"],
+        "p_turn_id": [None, "turn"],
+        "p_status": ["done"],
+        "p_content": [EVIL],
+        "p_expected_status": ["paused"],
+        "p_expected_content": [SECRET],
+        "p_new_session_id": ["copy"],
     }
     for function, names in functions.items():
         variants: list[dict[str, object]] = [{}]
@@ -226,6 +245,9 @@ async def diary(project: Environment, store: SupabaseStore) -> None:
     rows = [Row(json.dumps({"role": "user", "content": f"{SECRET} {number}"}), "user") for number in range(3)]
     await store.append(VICTIM, Batch.of(rows, title=f"{SECRET} title"))
     await store.update_session(VICTIM, metadata={"note": SECRET})
+    assert await store.lease(VICTIM, UUID(LEASE), 600) is not None
+    turn = Turn("turn", "paused", SECRET, "request")
+    await store.append(VICTIM, Batch.of([])._replace(lease=UUID(LEASE), turn=turn))
     await store.append(SessionRef("", "of nobody"), Batch.of(rows, title=f"{SECRET} title"))
     # The app's canary the server may read in the name of any user.
     await ask(project, "INSERT INTO agent_session_canary VALUES ('', 'of the app'), ($1, $2)", ALICE, SECRET)
@@ -393,7 +415,8 @@ async def test_each_role_has_the_rights_it_needs_and_no_other(project: Environme
     functions = json.loads(await ask(project, FUNCTIONS)).keys() - of_nobody
     needed = set()
     for role in ("authenticated", "service_role"):
-        for table in ("agent_sessions", "agent_session_info", "agent_session_canary"):
+        whole = ("info", "canary", "leases", "turns")
+        for table in ("agent_sessions", *(f"agent_session_{name}" for name in whole)):
             needed |= {f"{role} may {what} {table}" for what in ("select", "insert", "update", "delete")}
         needed |= {f"{role} may {what} agent_session_batches" for what in ("select", "insert", "delete")}
         allowed = functions if role == "service_role" else functions - of_the_server

@@ -357,7 +357,10 @@ async def test_a_signed_in_user_reads_what_is_theirs_and_nothing_else(
     assert [row["title"] for row in (await api.get("agent_session_info", headers=headers)).json()] == ["title"]
     tail = await api.post("rpc/agent_session_tail", json={**NAMED, "p_limit": None}, headers=headers)
     assert tail.json() == WORDS[::-1]
-    assert (await api.get("agent_session_batches", headers=headers)).json() == []
+    for table in ("batches", "leases", "turns"):
+        assert (await api.get(f"agent_session_{table}", headers=headers)).json() == []
+    turns = await api.post("rpc/agent_session_turns", json={**NAMED, "p_turn_id": None, "p_limit": 1}, headers=headers)
+    assert turns.json() == []
     assert (await api.post("rpc/agent_session_is_server", json={}, headers=headers)).json() is False
     keys = await api.get("agent_session_server_keys", headers=headers)
     assert keys.json()["code"] == "42501"

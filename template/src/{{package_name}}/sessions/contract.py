@@ -202,11 +202,14 @@ class RowStore(ABC):
         if taken is None or not taken.began:
             await self.release(new_ref, token)
             return False
+        batch = Batch.of([Row(row) for row in rows], info.title)._replace(lease=token, release=True)
         try:
-            await self.append(new_ref, Batch.of([Row(row) for row in rows], info.title)._replace(lease=token))
-            await self.update_session(new_ref, metadata=info.metadata)
-        finally:
+            await self.append(new_ref, batch)
+        except BaseException:
             await self.release(new_ref, token)
+            raise
+        if info.metadata:
+            await self.update_session(new_ref, metadata=info.metadata)
         return True
 
     # ── Sessions ────────────────────────────────────────────────────────────

@@ -163,8 +163,8 @@ class Leased(NamedTuple):
         if found is None:
             return None
         began, last, same, *rows = found
-        turns = (None if turn is None else Turn.of_row(json.loads(turn)) for turn in (last, same))
-        return cls([row for row in reversed(rows) if row is not None], *turns, began is not None)
+        turns = [None if turn is None else Turn.of_row(json.loads(turn)) for turn in (last, same)]
+        return cls([row for row in reversed(rows) if row is not None], turns[0], turns[1], began is not None)
 
 
 class RowPage(NamedTuple):
