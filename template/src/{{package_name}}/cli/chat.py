@@ -16,6 +16,7 @@ from agents import Agent, RunState
 from ..agent import build_agent
 from ..app import open_app_store, open_model, shows_tool_errors
 from ..conversation.turn import (
+    WHILE_STORING,
     AgentChanged,
     ApprovalNeeded,
     Done,
@@ -101,12 +102,26 @@ class _Conversation:
     agent: Agent[Any]
     session: StoredSession
     max_items: int
+    trace_content: bool
     items: int
     """How many were there at the start."""
     shows_tool_errors: bool
 
     async def turn(self, said: Said) -> ApprovalNeeded | None:
-        """Print what happens; what the agent needs approval for, None if it is done."""
+        """Print what happens; what the agent needs approval for, None if it is done. Says what is stored if stopped."""
+        try:
+            return await self._follow(said)
+        except asyncio.CancelledError as stopped:
+            note("")
+            if str(stopped) == WHILE_STORING:
+                note(WHILE_STORING)
+            elif isinstance(said, str):
+                note("Stopped. Nothing of this turn is stored.")
+            else:
+                note("Stopped. Steps that were finished after the approval are stored.")
+            raise
+
+    async def _follow(self, said: Said) -> ApprovalNeeded | None:
         agent_name = self.agent.name
         printed = line_is_open = False
 
@@ -118,7 +133,8 @@ class _Conversation:
             note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
 
         # Closed even when printing fails, which stops the run.
-        async with aclosing(run_turn(self.agent, self.session, said, max_items=self.max_items)) as events:
+        turn = run_turn(self.agent, self.session, said, max_items=self.max_items, trace_content=self.trace_content)
+        async with aclosing(turn) as events:
             async for event in events:
                 match event:
                     case TextDelta(text):
@@ -149,7 +165,9 @@ async def _conversation(settings: Settings, session_id: str, user_id: str) -> As
         info = await store.find_session(session.ref)
         agent = build_agent(model)
         items = info.item_count if info else 0
-        yield _Conversation(agent, session, settings.history_max_items, items, shows_tool_errors(settings))
+        yield _Conversation(
+            agent, session, settings.history_max_items, settings.trace_content, items, shows_tool_errors(settings)
+        )
 
 
 async def _exchange(conversation: _Conversation, message: str) -> None:
@@ -160,8 +178,7 @@ async def _exchange(conversation: _Conversation, message: str) -> None:
             await _decide(waiting)
             waiting = await _stoppable(conversation.turn(waiting.state))
     except asyncio.CancelledError:
-        note("")
-        note("Stopped.")
+        pass
     except (SessionStoreError, TurnFailed) as error:
         complain(f"Error: {error}")
 

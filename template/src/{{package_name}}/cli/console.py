@@ -136,7 +136,12 @@ def command_settings() -> Settings:
     from ..settings import load_settings
 
     read_project_file_everywhere()
-    return load_settings()
+    settings = load_settings()
+    if settings.log_format == "json":
+        from ..logs import log_json
+
+        log_json()
+    return settings
 
 
 def with_store(work: Callable[[SessionStore], Awaitable[T]]) -> T:

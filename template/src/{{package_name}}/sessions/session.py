@@ -170,6 +170,13 @@ class StoredSession:
         """The newest `limit` rows as stored text, oldest first."""
         return await self._retried(lambda: self.store.tail(self.ref, limit))
 
+    def check_items(self, items: Sequence[TResponseInputItem], wrapper: RunContextWrapper[Any] | None) -> list[str]:
+        """Each item as it would be stored; nothing is. Raises what `add_items` would raise before it writes."""
+        self._check_owner(wrapper)
+        if self._overridden():  # a subclass may store less of an item than it is given
+            return [encode_item(item) for item in items]
+        return [row.content for row in self._batch(items).rows]
+
     # ── Inside ──────────────────────────────────────────────────────────────
 
     def _batch(self, items: Sequence[TResponseInputItem]) -> Batch:
