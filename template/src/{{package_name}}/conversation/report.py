@@ -31,6 +31,9 @@ class Usage:
             usage.requests, usage.input_tokens, usage.input_tokens_details.cached_tokens or 0, usage.output_tokens
         )
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
+
     def __sub__(self, earlier: Usage) -> Usage:
         return Usage(*(now - before for now, before in zip(astuple(self), astuple(earlier), strict=True)))
 

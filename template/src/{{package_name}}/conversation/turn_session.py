@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..sessions import StoredSession
 from ..sessions.codec import decode_items
+from ..sessions.records import Turn
+from .hold import Hold
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -21,15 +23,17 @@ _METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 
 
 class TurnSession:
-    """A session of the SDK for one turn on `session`; use it once. Nothing is stored before `commit`.
+    """A session of the SDK for one turn; use it once. Nothing is stored before `commit`.
 
     Args:
-        session: Read once, written once. A subclass is used through the methods that it overrides.
+        held: The session, which belongs to this run, and what was read of it. It is written once. A subclass is used
+            through the methods that it overrides.
         at_once: Store each step when it is added instead. For a turn that is resumed after an approval: its tools were
             allowed once and have acted, and the `RunState` keeps account of what is stored.
     """
 
-    def __init__(self, session: StoredSession, *, at_once: bool = False) -> None:
+    def __init__(self, held: Hold, *, at_once: bool = False) -> None:
+        session = held.session
         self.session_id = session.session_id
         self.session_settings = session.session_settings
         self.stored = 0
@@ -38,8 +42,9 @@ class TurnSession:
         self._at_once = at_once
         # As text: what comes back is what the store would return, whatever the SDK does with its objects later.
         self._added: list[str] = []
-        self._history: list[TResponseInputItem] | None = None
-        self._is_all = False
+        self._note = held.note
+        self._history = None if session.overridden else held.items
+        self._is_all = held.is_all
         self._wrapper: RunContextWrapper[Any] | None = None
         # As the SDK does with methods that a subclass overrides: all four take it, or none gets it.
         self._passes_wrapper = all("wrapper" in signature(getattr(session, name)).parameters for name in _METHODS)
@@ -88,16 +93,22 @@ class TurnSession:
         self._history = None
         await self._session.clear_session(**self._passed(wrapper))
 
-    async def commit(self) -> None:
-        """Store what this turn added: all of it or nothing, in one write. The run must have ended.
+    async def commit(self, turn: Turn) -> None:
+        """Store what this turn added and its record, and give the lease back: all of it or nothing, in one write.
+
+        The run must have ended.
 
         Raises:
             SessionStoreError: It is not stored; after `StoreUnavailable` with `maybe_applied` it may be, as a whole.
+            LeaseLost: Another run took the session over, or it was deleted. Nothing is stored.
             asyncio.CancelledError: All of it is stored or nothing; that is settled by now.
         """
+        self._note.turn, self._note.release = turn, True
         if self._added:
             await self._store(decode_items(self._added), self._wrapper)
             self._added.clear()
+        else:  # nothing that a subclass could change
+            await StoredSession.add_items(self._session, [])
 
     async def _store(self, items: list[TResponseInputItem], wrapper: RunContextWrapper[Any] | None) -> None:
         """The one place where a turn writes."""
@@ -107,7 +118,7 @@ class TurnSession:
     async def _before(self, limit: int | None, wrapper: RunContextWrapper[Any] | None) -> list[TResponseInputItem]:
         """The newest stored items; read again only if more are asked for than before."""
         known = self._history
-        # In a handoff the SDK asks for the last few items once more.
+        # It is what came with the lease. In a handoff the SDK asks for the last few items once more.
         if known is not None and not self._at_once and (self._is_all or (limit is not None and limit <= len(known))):
             return deepcopy(known if limit is None else known[-limit:])
         items = await self._session.get_items(limit, **self._passed(wrapper))

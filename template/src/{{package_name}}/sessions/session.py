@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID
 
 from .codec import UnreadableItem, decode_item, decode_items, encode_item, report_damage, role_of, title_of, try_decode
 from .compaction import compaction_snapshot, replace_history
 from .contract import RowStore
 from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
-from .records import Batch, Row, SessionRef, id_text
+from .records import Batch, Row, SessionRef, Turn, id_text
 from .retry import with_retries
 
 if TYPE_CHECKING:
@@ -30,6 +33,17 @@ T = TypeVar("T")
 
 _METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 """What a subclass may override to change what goes in and what comes out."""
+
+
+@dataclass
+class LeaseNote:
+    """What a run that holds a lease adds to its writes; changed between them."""
+
+    token: UUID
+    turn: Turn | None = None
+    release: bool = False
+    """Give the lease back with the next write."""
+    released: bool = False
 
 
 class StoredSession:
@@ -58,6 +72,18 @@ class StoredSession:
         self.user_id = self.ref.user_id
         self._settings: SessionSettings | None = None
         self.session_settings = session_settings
+        self._lease: LeaseNote | None = None
+        self._of: StoredSession | None = None
+
+    def leased(self, note: LeaseNote) -> Self:
+        """This session for the run that holds its lease: `add_items` stores under it, with what `note` says then.
+
+        The other methods never look at a lease.
+        """
+        _ = self.store  # a store that sessions share counts the original, not the copy
+        session = copy(self)
+        session._lease, session._of = note, self
+        return session
 
     @property
     def session_settings(self) -> SessionSettings | None:
@@ -96,13 +122,13 @@ class StoredSession:
         if limit is None and self._settings is not None:
             limit = self._settings.limit
         if limit is None:
-            return self._readable(await self.tail(None))
+            return self.readable(await self.tail(None))
         if limit <= 0:
             return []
         asked = limit
         while True:
             rows = await self.tail(asked)
-            items = self._readable(rows)
+            items = self.readable(rows)
             # Unreadable rows do not count towards the limit, so look further back until it is reached.
             if len(items) >= limit or len(rows) < asked:
                 return items[-limit:]
@@ -114,11 +140,18 @@ class StoredSession:
         Raises:
             ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`.
             TypeError: An item contains a value that JSON cannot represent.
+            LeaseLost: This is a session as `leased` gave it, and the lease is lost.
         """
         self._check_owner(wrapper)
-        if items:
-            batch = self._batch(items)
-            await self._changed(lambda: self.store.append(self.ref, batch))
+        note = self._lease
+        if not items and note is None:
+            return
+        batch = self._batch(items)
+        if note is not None:
+            batch = batch._replace(lease=note.token, turn=note.turn, release=note.release)
+        await self._changed(lambda: self.store.append(self.ref, batch))
+        if note is not None:
+            note.released = note.release
 
     async def pop_item(self, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None if there is none. Unreadable rows stay.
@@ -137,14 +170,15 @@ class StoredSession:
     # ── What the SDK's compaction looks for (private there; the template's proof pins it) ──
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
-        return not self._overridden() and await replace_history(self, items)
+        return not self.overridden and await replace_history(self, items)
 
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Callable[[TResponseInputItem], bool] | None = None
     ) -> _CompactionSnapshot | None:
-        return None if self._overridden() else await compaction_snapshot(self, limit, prune_prefix)
+        return None if self.overridden else await compaction_snapshot(self, limit, prune_prefix)
 
-    def _overridden(self) -> bool:
+    @property
+    def overridden(self) -> bool:
         """Whether a subclass changes what goes in or comes out, and compaction must not go past it."""
         return any(
             name in vars(self) or getattr(type(self), name) is not getattr(StoredSession, name) for name in _METHODS
@@ -173,7 +207,7 @@ class StoredSession:
     def check_items(self, items: Sequence[TResponseInputItem], wrapper: RunContextWrapper[Any] | None) -> list[str]:
         """Each item as it would be stored; nothing is. Raises what `add_items` would raise before it writes."""
         self._check_owner(wrapper)
-        if self._overridden():  # a subclass may store less of an item than it is given
+        if self.overridden:  # a subclass may store less of an item than it is given
             return [encode_item(item) for item in items]
         return [row.content for row in self._batch(items).rows]
 
@@ -191,7 +225,8 @@ class StoredSession:
                 )
         return Batch.of(rows, title_of(items))
 
-    def _readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:
+    def readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:
+        """The items that rows stand for, but for those that cannot be read, which are logged."""
         try:
             return decode_items(rows)
         except UnreadableItem:
@@ -223,7 +258,7 @@ class StoredSession:
         asked = 1
         while True:
             rows = await self.tail(asked)
-            if not self._readable(rows):
+            if not self.readable(rows):
                 if len(rows) < asked:
                     return None
                 asked *= 8

@@ -1,0 +1,136 @@
+"""One run at a time on a session, in all processes: a run takes a lease, keeps it, and gives it back with its last write.
+
+Whoever loses the lease (it expired, or somebody stopped the run) cannot write any more, so turns never interleave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from agents.items import TResponseInputItem
+
+from ..sessions import SessionStoreError, StoredSession
+from ..sessions.paging import again
+from ..sessions.records import Leased, Turn, new_id
+from ..sessions.retry import run_to_completion
+from ..sessions.session import LeaseNote
+from .events import SessionBusy
+
+LEASE_SECONDS = 15.0
+"""How long others wait at most after a run has died."""
+RENEW_SECONDS = 1.5
+"""How often a run keeps its lease: it notices within this time that it was stopped from elsewhere."""
+LONGEST_PAUSE = 0.5
+"""Between two questions whether a session is free."""
+
+
+class Hold:
+    """A session that belongs to one run.
+
+    Attributes:
+        session: The session; its `add_items` needs the lease.
+        note: What the next write adds: the turn, and whether it gives the lease back.
+        last: The newest turn of the session.
+        same: The turn of the same request, if there was one before.
+        items: The newest items, as many as were asked for.
+        is_all: Whether there are no older ones.
+        lost: Whether the lease is lost.
+    """
+
+    def __init__(self, session: StoredSession, token: UUID, leased: Leased, limit: int | None) -> None:
+        self.note = LeaseNote(token)
+        self.session = session.leased(self.note)
+        self.last: Turn | None = leased.last
+        self.same: Turn | None = leased.same
+        self.items: list[TResponseInputItem] = session.readable(leased.rows)
+        self.is_all = limit is None or len(leased.rows) < limit
+        self.lost = False
+
+    async def change(self, before: Turn, after: Turn) -> bool:
+        """`RowStore.change_turn` under this lease."""
+        store, ref = self.session.store, self.session.ref
+        return await again(store, store.change_turn, ref, before, after, self.note.token)
+
+
+@asynccontextmanager
+async def hold(
+    session: StoredSession,
+    *,
+    wait_seconds: float,
+    limit: int | None,
+    request_id: str | None = None,
+    on_lost: Callable[[], None] = lambda: None,
+) -> AsyncIterator[Hold]:
+    """Take a session for one run and read it, in one round trip; give it back at the end.
+
+    Args:
+        wait_seconds: How long to wait for another run to end.
+        limit: How many of the newest items to read; None: all.
+        request_id: Also find the turn of this request.
+        on_lost: Called once if the lease is lost.
+
+    Raises:
+        SessionBusy: Another run did not end in time.
+        SessionStoreError: The store failed.
+    """
+    store, ref, token = session.store, session.ref, new_id()
+
+    async def give_back() -> None:
+        await run_to_completion(store.release(ref, token), store.settings.session_settle_seconds)
+
+    try:
+        leased = await _take(session, token, wait_seconds, limit, request_id)
+    except asyncio.CancelledError:
+        await give_back()
+        raise
+    held = Hold(session, token, leased, limit)
+    renewal = asyncio.create_task(_renew(held, on_lost))
+    try:
+        yield held
+    finally:
+        renewal.cancel()
+        await asyncio.wait({renewal})
+        if not (held.note.released or held.lost):
+            try:
+                await give_back()
+            except SessionStoreError:
+                pass  # it expires
+
+
+async def _take(
+    session: StoredSession, token: UUID, wait_seconds: float, limit: int | None, request_id: str | None
+) -> Leased:
+    store, clock = session.store, asyncio.get_running_loop().time
+    deadline, pause = clock() + wait_seconds, 0.05
+    while True:
+        leased = await again(
+            store, store.lease, session.ref, token, LEASE_SECONDS, limit=limit, request_id=request_id
+        )
+        if leased is not None:
+            return leased
+        left = deadline - clock()
+        if left <= 0:
+            raise SessionBusy(
+                f"Another run is still at work on this session (waited {wait_seconds:g} s). Try again when it is done, "
+                "or stop it."
+            )
+        await asyncio.sleep(min(pause * random.uniform(0.5, 1), left))  # noqa: S311 - no secret
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+async def _renew(held: Hold, on_lost: Callable[[], None]) -> None:
+    store, ref = held.session.store, held.session.ref
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        try:
+            kept = await store.renew(ref, held.note.token, LEASE_SECONDS)
+        except SessionStoreError:
+            continue  # the write at the end will tell
+        if not kept:
+            held.lost = True
+            on_lost()
+            return

@@ -1,0 +1,55 @@
+"""What is noted of a turn beside its items: who spoke, what it cost, and the state of a run that waits for an approval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from ..sessions.records import Turn, new_id
+from .report import Usage
+
+VERSION = 1
+Status = Literal["done", "approval", "resumed", "discarded"]
+"""`approval` waits for one, `resumed` got one and runs, or ran when its process died."""
+
+
+@dataclass(frozen=True)
+class TurnNote:
+    """The content of a turn's record."""
+
+    agent: str
+    """Who spoke last."""
+    output: str | None = None
+    """The answer; None: there is none yet."""
+    usage: Usage = Usage()
+    total: Usage = Usage()
+    """What the session has cost until here."""
+    calls: list[dict[str, str]] = field(default_factory=list)
+    """What waits for an approval: call_id, name and arguments of each."""
+    state: dict[str, Any] | None = None
+    """The run that waits, as the SDK's `RunState.to_json` gives it."""
+    claim: str = ""
+    """Who went on with it."""
+
+    def text(self) -> str:
+        return json.dumps({"version": VERSION, **asdict(self)})
+
+    @classmethod
+    def of(cls, turn: Turn | None) -> Self | None:
+        """What a record says; None if there is none, or this program cannot read it: a newer one wrote it."""
+        try:
+            fields = json.loads(turn.content) if turn is not None else {}
+        except ValueError:
+            return None
+        if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
+            return None
+        usages = {name: Usage(**fields.pop(name)) for name in ("usage", "total")}
+        return cls(**fields, **usages)
+
+
+def record(status: Status, note: TurnNote, turn: Turn | None = None, request_id: str | None = None) -> Turn:
+    """A record to store: a new one, or `turn` as it goes on."""
+    if turn is None:
+        return Turn(f"resp_{new_id().hex}", status, note.text(), request_id)
+    return turn._replace(status=status, content=note.text())
