@@ -10,7 +10,7 @@ from uuid import UUID
 
 from my_agent.sessions import SessionInfo, SessionPage, SessionRef, SessionStore, StoreUnavailable
 from my_agent.sessions.contract import Admit
-from my_agent.sessions.records import Batch, Content, Id
+from my_agent.sessions.records import Batch, Content, Id, Leased, RowPage, Turn
 
 T = TypeVar("T")
 When = Literal["before", "after"]
@@ -82,8 +82,28 @@ class FaultyStore(SessionStore):
     async def take(self, ref: SessionRef, expected_tail: Sequence[str]) -> bool:
         return await self.inner.take(ref, expected_tail)
 
-    async def clear(self, ref: SessionRef) -> None:
-        await self.inner.clear(ref)
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        return await self.inner.page(ref, before, limit)
+
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        return await self.inner.lease(ref, token, seconds, limit=limit, request_id=request_id)
+
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        return await self.inner.renew(ref, token, seconds)
+
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        return await self.inner.release(ref, token)
+
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        return await self.inner.turns(ref, limit, turn_id)
+
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        return await self.inner.change_turn(ref, before, after, lease)
+
+    async def fork(self, ref: SessionRef, new_ref: SessionRef, before: int | None = None) -> bool:
+        return await self.inner.fork(ref, new_ref, before)
 
     async def find_session(self, ref: SessionRef) -> SessionInfo | None:
         return await self.inner.find_session(ref)

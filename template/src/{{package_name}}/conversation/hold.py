@@ -1,4 +1,4 @@
-"""One run at a time on a session, in all processes: a run takes a lease, keeps it, and gives it back with its last write.
+"""One run at a time on a session, in all processes: a run takes a lease and gives it back with its last write.
 
 Whoever loses the lease (it expired, or somebody stopped the run) cannot write any more, so turns never interleave.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 from agents.items import TResponseInputItem
@@ -95,10 +95,8 @@ async def hold(
         renewal.cancel()
         await asyncio.wait({renewal})
         if not (held.note.released or held.lost):
-            try:
+            with suppress(SessionStoreError):  # it expires
                 await give_back()
-            except SessionStoreError:
-                pass  # it expires
 
 
 async def _take(
@@ -107,9 +105,7 @@ async def _take(
     store, clock = session.store, asyncio.get_running_loop().time
     deadline, pause = clock() + wait_seconds, 0.05
     while True:
-        leased = await again(
-            store, store.lease, session.ref, token, LEASE_SECONDS, limit=limit, request_id=request_id
-        )
+        leased = await again(store, store.lease, session.ref, token, LEASE_SECONDS, limit=limit, request_id=request_id)
         if leased is not None:
             return leased
         left = deadline - clock()

@@ -1,4 +1,4 @@
-"""What is noted of a turn beside its items: who spoke, what it cost, and the state of a run that waits for an approval."""
+"""What is noted of a turn beside its items: who spoke, what it cost, the state of a run that waits for an approval."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class TurnNote:
     """Who spoke last."""
     output: str | None = None
     """The answer; None: there is none yet."""
-    usage: Usage = Usage()
-    total: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
+    total: Usage = field(default_factory=Usage)
     """What the session has cost until here."""
     calls: list[dict[str, str]] = field(default_factory=list)
     """What waits for an approval: call_id, name and arguments of each."""
@@ -44,8 +44,8 @@ class TurnNote:
             return None
         if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
             return None
-        usages = {name: Usage(**fields.pop(name)) for name in ("usage", "total")}
-        return cls(**fields, **usages)
+        fields |= {name: Usage(**fields[name]) for name in ("usage", "total")}
+        return cls(**fields)
 
 
 def record(status: Status, note: TurnNote, turn: Turn | None = None, request_id: str | None = None) -> Turn:

@@ -110,6 +110,11 @@ async def run_turn(
         asyncio.CancelledError: With `WHILE_STORING` as its text if the turn was being stored: all of it is, or nothing.
     """
     running: list[RunResultStreaming] = []
+
+    def stop() -> None:
+        for each in running:
+            each.cancel(mode="immediate")
+
     # A subclass that overrides how items are read is asked itself.
     limit = 0 if session.overridden else history_settings(max_items).limit
     async with hold(
@@ -117,7 +122,7 @@ async def run_turn(
         wait_seconds=wait_seconds,
         limit=limit,
         request_id=request_id,
-        on_lost=lambda: [each.cancel(mode="immediate") for each in running],
+        on_lost=stop,
     ) as held:
         if isinstance(message, str) and held.same is not None:
             yield await _answered_before(agent, session, held.same)
