@@ -145,6 +145,7 @@ src/my_agent/sessions/redis/sdk.py
 src/my_agent/sessions/redis/settings.py
 src/my_agent/sessions/redis/store.py
 src/my_agent/sessions/redis/topology.py
+src/my_agent/sessions/redis/turns.py
 """,
     "supabase": """
 src/my_agent/cli/db.py

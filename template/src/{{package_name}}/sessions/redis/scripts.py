@@ -61,7 +61,7 @@ for position = 4, #KEYS do
   redis.call('ZSCORE', KEYS[position], member)
 end
 """
-_COMMON = (
+COMMON = (
     _CONSTANTS
     + _READ
     + RIGHTS
@@ -163,7 +163,7 @@ end
 
 # ARGV: …, batch, has title, title, texts. 0 if the batch was there.
 APPEND = Script.of(
-    _COMMON
+    COMMON
     + """
 if redis.call('ZSCORE', batches, ARGV[5]) then
   return 0
@@ -182,7 +182,7 @@ return 1
 )
 
 POP = Script.of(
-    _COMMON
+    COMMON
     + """
 if count == 0 then
   return false
@@ -201,7 +201,7 @@ return text
 # A row that the app could not read stays, and the answer is empty. A long one is not parsed, because other clients
 # would wait for it: it counts as readable if its ends are those of an object; the app puts it back if it is not.
 POP_OBJECT = Script.of(
-    _COMMON
+    COMMON
     + """
 if count == 0 then
   return false
@@ -223,26 +223,9 @@ return text
 """
 )
 
-CLEAR = Script.of(
-    _COMMON
-    + """
-if count == 0 and not known[1] then
-  return 1
-end
-need_to_write()
-need('DEL', items)
-redis.call('DEL', items)
-count = 0
-if known[1] then
-  written()
-end
-return 1
-"""
-)
-
 # ARGV: …, batch, has title, title, number of expected texts (-1: all that are there), expected texts, texts.
 REPLACE_TAIL = Script.of(
-    _COMMON
+    COMMON
     + """
 if redis.call('ZSCORE', batches, ARGV[5]) then
   return 1

@@ -18,13 +18,27 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pydantic import SecretStr
 
 from ..credentials import Credentials
-from ..errors import SchemaOutdated, SessionStoreError, StoreRefused, forgets_locals
+from ..errors import LeaseLost, SchemaOutdated, SessionStoreError, StoreRefused, forgets_locals
 from ..paging import decode_cursor, encode_cursor
-from ..records import Batch, Content, Id, SessionInfo, SessionPage, SessionRef, check_aware, encode_metadata, id_text
+from ..records import (
+    Batch,
+    Content,
+    Id,
+    Leased,
+    RowPage,
+    SessionInfo,
+    SessionPage,
+    SessionRef,
+    Turn,
+    check_aware,
+    encode_metadata,
+    id_text,
+)
 from ..retry import run_to_completion, settles
 from ..settings import from_environment
 from ..shared import SharedStoreSession
@@ -36,7 +50,6 @@ from .keys import SessionKeys, canary_key, index_of, keys_of, microseconds, sess
 from .scripts import (
     APPEND,
     CANARY,
-    CLEAR,
     DELETE,
     POP,
     POP_OBJECT,
@@ -47,6 +60,20 @@ from .scripts import (
     UPDATE,
 )
 from .settings import RedisSettings
+from .turns import (
+    CHANGE_TURN,
+    CLEAR,
+    FORK,
+    LEASE,
+    LEASED_APPEND,
+    LOST,
+    PAGE,
+    RELEASE,
+    RENEW,
+    TURNS,
+    leased_of,
+    turn_of,
+)
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -85,8 +112,15 @@ class RedisStore(ConnectedStore):
         self._connection: RedisConnection | None = None
 
     async def append(self, ref: SessionRef, batch: Batch) -> None:
-        contents = [row.content for row in batch.rows]
-        await self._write(APPEND, ref, [batch.id.bytes, *_optional(batch.title), *contents], lists=True)
+        contents, start = [row.content for row in batch.rows], [batch.id.bytes, *_optional(batch.title)]
+        if batch.lease is None:
+            await self._write(APPEND, ref, [*start, *contents], lists=True)
+            return
+        turn = batch.turn or Turn("", "", "")
+        note = (int(batch.turn is not None), turn.id, *_optional(turn.request_id), turn.status, turn.content)
+        arguments = [*start, str(batch.lease), int(batch.release), *note, *contents]
+        if await self._write(LEASED_APPEND, ref, arguments) == LOST:
+            raise LeaseLost
 
     async def tail(self, ref: SessionRef, limit: int | None) -> list[str]:
         first = 0 if limit is None else -min(limit, MAX_LIMIT)
@@ -102,14 +136,59 @@ class RedisStore(ConnectedStore):
         content: str | None = await self._write(POP_OBJECT, ref)
         return content
 
-    async def clear(self, ref: SessionRef) -> None:
-        await self._write(CLEAR, ref)
-
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
+        if expected_tail is None and not batch.rows:
+            return bool(await self._write(CLEAR, ref, [batch.id.bytes]))
         contents = [row.content for row in batch.rows]
         expected: list[Argument] = [-1] if expected_tail is None else [len(expected_tail), *expected_tail]
         arguments = [batch.id.bytes, *_optional(batch.title), *expected, *contents]
         return bool(await self._write(REPLACE_TAIL, ref, arguments, lists=bool(contents)))
+
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        place = "" if before is None else before
+        items = keys_of(self._prefix, ref).items
+        first, rows = await (await self._ready()).evaluate(PAGE, [items], [place, max(1, min(limit, 500))])
+        return RowPage(rows, list(range(first, first + len(rows))), first > 0)
+
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        count = "" if limit is None else min(limit, MAX_LIMIT)
+        arguments = [str(token), round(seconds * 1_000_000), count, *_optional(request_id)]
+        reply = await self._write(LEASE, ref, arguments, lists=True)
+        return None if reply is None else leased_of(reply)
+
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        arguments: list[Argument] = [str(token), round(seconds * 1_000_000)]
+        return bool(await (await self._ready()).evaluate(RENEW, [keys_of(self._prefix, ref).info], arguments))
+
+    @settles
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        reply = await self._write(RELEASE, ref, _optional(None if token is None else str(token)))
+        if reply == 2 and (await self._ready()).clustered and (info := await self.find_session(ref)) is not None:
+            # The indexes are elsewhere. If it has been written to since, it stays.
+            member, since = keys_of(self._prefix, ref).member, microseconds(info.updated_at) + 1
+            await self._delete([Entry(0, member)] if not info.item_count else [], [], since)
+        return bool(reply)
+
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        arguments = [*_optional(turn_id), max(1, limit)]
+        found = await (await self._ready()).evaluate(TURNS, [keys_of(self._prefix, ref).info], arguments)
+        return [turn_of(parts) for parts in found]
+
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        texts = (before.id, before.status, before.content, after.status, after.content)
+        arguments = [*_optional(None if lease is None else str(lease)), *texts]
+        return bool(await (await self._ready()).evaluate(CHANGE_TURN, [keys_of(self._prefix, ref).info], arguments))
+
+    @settles
+    async def fork(self, ref: SessionRef, new_ref: SessionRef, before: int | None = None) -> bool:
+        connection = await self._ready()
+        if connection.clustered:
+            return await super().fork(ref, new_ref, before)
+        old, new = keys_of(self._prefix, ref), keys_of(self._prefix, new_ref)
+        keys = [old.items, old.info, new.items, new.info, new.all_index, new.user_index]
+        return bool(await connection.evaluate(FORK, keys, [self._ttl, new.member, "" if before is None else before]))
 
     async def find_session(self, ref: SessionRef) -> SessionInfo | None:
         keys = keys_of(self._prefix, ref)

@@ -1,0 +1,346 @@
+"""Leases and turns: fields of a session's `info`, so that they are deleted and expire with it.
+
+    lease, lease_until, lease_began   who has the session, until when (microseconds), and whether it began with the lease
+    turns, turn_next                  numbers of the turns, the oldest first, with commas; the newest number
+    turn:7:status …                   what is noted of turn 7: id, request, status, content, first, last, time (seconds)
+    turn_id:… turn_request:…          the number of the turn with this id, of this request
+
+Positions are places in the list of items, from 0 on.
+"""
+
+from __future__ import annotations
+
+from ..records import TURN_DAYS, TURNS_KEPT, Leased, Turn
+from .connection import Script
+from .scripts import COMMON, RIGHTS, TIME
+
+LOST = -2
+"""Answer of a script that needs a lease which is not the session's (any more)."""
+
+_TURNS = (
+    f"\nlocal KEPT, SECONDS, LOST = {TURNS_KEPT}, {TURN_DAYS * 86400}, {LOST}"
+    + """
+local function numbers()
+  local found = {}
+  for number in string.gmatch(redis.call('HGET', info, 'turns') or '', '%d+') do
+    found[#found + 1] = number
+  end
+  return found
+end
+
+local function field(number, part)
+  return 'turn:' .. number .. ':' .. part
+end
+
+local function names(number)
+  local found = {}
+  for position, part in ipairs({'id', 'request', 'status', 'content', 'first', 'last', 'time'}) do
+    found[position] = field(number, part)
+  end
+  return found
+end
+
+-- Its parts; false if there is none, or it is too old.
+local function turn(number)
+  local parts = number and redis.call('HMGET', info, unpack(names(number)))
+  return parts and parts[1] and math.abs(second - parts[7]) <= SECONDS and parts or false
+end
+
+local function numbered(kind, name)
+  return redis.call('HGET', info, 'turn_' .. kind .. ':' .. name)
+end
+
+local function forget(number)
+  local known = redis.call('HMGET', info, field(number, 'id'), field(number, 'request'))
+  for position, kind in ipairs({'id', 'request'}) do
+    if known[position] and numbered(kind, known[position]) == number then
+      redis.call('HDEL', info, 'turn_' .. kind .. ':' .. known[position])
+    end
+  end
+  redis.call('HDEL', info, unpack(names(number)))
+end
+"""
+)
+
+# ARGV: …, batch. All items go, and what is noted of turns.
+CLEAR = Script.of(
+    COMMON
+    + _TURNS
+    + """
+if redis.call('ZSCORE', batches, ARGV[5]) then
+  return 1
+end
+need_to_remember()
+if count == 0 and not known[1] then
+  remember(ARGV[5])  -- no session comes into being, and a repetition does nothing
+  return 1
+end
+if unlisted() then
+  return UNLISTED
+end
+need_to_write()
+need('DEL', items)
+need('HDEL', info)
+remember(ARGV[5])
+redis.call('DEL', items)
+count = 0
+for _, number in ipairs(numbers()) do
+  forget(number)
+end
+redis.call('HDEL', info, 'turns')
+written()
+return 1
+"""
+)
+
+# ARGV: …, token, microseconds, number of items ('': all), has request, request. False while another one has it.
+# Returns whether the session began with it, the newest turn, the turn of the request, the newest items.
+LEASE = Script.of(
+    COMMON
+    + _TURNS
+    + """
+local held = redis.call('HMGET', info, 'lease', 'lease_until', 'lease_began')
+if held[1] and held[1] ~= ARGV[5] and tonumber(held[2]) > now then
+  return false
+end
+if unlisted() then
+  return UNLISTED
+end
+need_to_write()
+local began = not known[1] or held[3] == '1'
+set('lease', ARGV[5])
+set('lease_until', text_of(now + ARGV[6]))
+set('lease_began', began and '1' or '0')
+local list = numbers()
+local last = turn(list[#list])
+local same = ARGV[8] == '1' and turn(numbered('request', ARGV[9]))
+if known[1] then
+  redis.call('HSET', info, unpack(fields))
+else
+  written()
+end
+local rows = {}
+if ARGV[7] == '' then
+  rows = redis.call('LRANGE', items, 0, -1)
+elseif ARGV[7] ~= '0' then
+  rows = redis.call('LRANGE', items, '-' .. ARGV[7], -1)
+end
+return {began and 1 or 0, last, same, rows}
+"""
+)
+
+# KEYS: info. ARGV: token, microseconds.
+RENEW = Script.of(
+    TIME
+    + """
+if redis.call('HGET', KEYS[1], 'lease') ~= ARGV[1] then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'lease_until', text_of(now + ARGV[2]))
+return 1
+"""
+)
+
+# ARGV: …, has token, token. 0 if there was no such lease, 1 if it is given back, 2 if the session goes with it (in a
+# cluster: should go).
+RELEASE = Script.of(
+    COMMON
+    + """
+local held = redis.call('HMGET', info, 'lease', 'lease_began', 'metadata', 'turns')
+if not held[1] or (ARGV[5] == '1' and held[1] ~= ARGV[6]) then
+  return 0
+end
+local empty = held[2] == '1' and count == 0 and not known[3] and (held[3] or '{}') == '{}' and (held[4] or '') == ''
+if empty and ARGV[3] == '' then
+  need('DEL', info)
+  for position = 4, #KEYS do
+    need('ZREM', KEYS[position])
+  end
+  redis.call('DEL', info)
+  for position = 4, #KEYS do
+    redis.call('ZREM', KEYS[position], member)
+  end
+  return 2
+end
+need('HDEL', info)
+redis.call('HDEL', info, 'lease', 'lease_until', 'lease_began')
+return empty and 2 or 1
+"""
+)
+
+# ARGV: …, batch, has title, title, token, release, has turn, id, has request, request, status, content, texts.
+LEASED_APPEND = Script.of(
+    COMMON
+    + _TURNS
+    + """
+if redis.call('ZSCORE', batches, ARGV[5]) then
+  return 1
+end
+if not known[1] or redis.call('HGET', info, 'lease') ~= ARGV[8] then
+  return LOST
+end
+need_to_remember()
+need_to_write()
+need('RPUSH', items)
+need('HDEL', info)
+local before = count
+remember(ARGV[5])
+push(16)
+if ARGV[10] == '1' then
+  local list, number = numbers(), numbered('id', ARGV[11])
+  local old = turn(number)
+  if not old then
+    number = tostring(redis.call('HINCRBY', info, 'turn_next', 1))
+    list[#list + 1] = number
+  end
+  local kept = {}
+  for position, each in ipairs(list) do
+    if each == number or (#list - position < KEPT and turn(each)) then
+      kept[#kept + 1] = each
+    else
+      forget(each)
+    end
+  end
+  set('turns', table.concat(kept, ','))
+  set('turn_id:' .. ARGV[11], number)
+  set(field(number, 'id'), ARGV[11])
+  set(field(number, 'status'), ARGV[14])
+  set(field(number, 'content'), ARGV[15])
+  set(field(number, 'time'), second)
+  if ARGV[12] == '1' then
+    set('turn_request:' .. ARGV[13], number)
+    set(field(number, 'request'), ARGV[13])
+  end
+  if count > before then
+    set(field(number, 'last'), count - 1)
+    if not (old and old[5]) then
+      set(field(number, 'first'), before)
+    end
+  end
+end
+if ARGV[9] == '1' then
+  redis.call('HDEL', info, 'lease', 'lease_until', 'lease_began')
+end
+written(title_at(6))
+return 1
+"""
+)
+
+# KEYS: info. ARGV: has id, id, how many. The turns, newest first.
+TURNS = Script.of(
+    TIME
+    + "local info = KEYS[1]"
+    + _TURNS
+    + """
+local found = {}
+if ARGV[1] == '1' then
+  found[1] = turn(numbered('id', ARGV[2])) or nil
+  return found
+end
+local list = numbers()
+for position = #list, 1, -1 do
+  local parts = turn(list[position])
+  if parts and #found < tonumber(ARGV[3]) then
+    found[#found + 1] = parts
+  end
+end
+return found
+"""
+)
+
+# KEYS: info. ARGV: has lease, lease, id, the status and content that it had, those that it gets.
+CHANGE_TURN = Script.of(
+    TIME
+    + RIGHTS
+    + "local info = KEYS[1]"
+    + _TURNS
+    + """
+if ARGV[1] == '1' and redis.call('HGET', info, 'lease') ~= ARGV[2] then
+  return 0
+end
+local number = numbered('id', ARGV[3])
+local parts = turn(number)
+if not parts then
+  return 0
+end
+local is_before = parts[3] == ARGV[4] and parts[4] == ARGV[5]
+local is_after = parts[3] == ARGV[6] and parts[4] == ARGV[7]
+if not is_before and not is_after then
+  return 0
+end
+need('HSET', info)
+redis.call('HSET', info, field(number, 'status'), ARGV[6], field(number, 'content'), ARGV[7], field(number, 'time'), second)
+return 1
+"""
+)
+
+# KEYS: items. ARGV: a position ('': behind the last), how many. Where the first row is, and the rows.
+PAGE = Script.of("""
+local last = redis.call('LLEN', KEYS[1])
+if ARGV[1] ~= '' then
+  last = math.min(last, tonumber(ARGV[1]))
+end
+local first = math.max(last - ARGV[2], 0)
+return {first, last > first and redis.call('LRANGE', KEYS[1], first, last - 1) or {}}
+""")
+
+# KEYS: items and info of the old session, of the new one, the indexes. ARGV: time to live in milliseconds (0: none),
+# the new member, a position ('': behind the last). False if the new one is there, or the old one is not.
+FORK = Script.of(
+    TIME
+    + RIGHTS
+    + """
+local known = redis.call('HMGET', KEYS[2], 'created_at', 'title', 'metadata')
+local count = redis.call('LLEN', KEYS[1])
+if not known[1] or redis.call('EXISTS', KEYS[4]) == 1 or redis.call('LLEN', KEYS[3]) > 0 then
+  return 0
+end
+for position = 5, 6 do
+  redis.call('ZSCORE', KEYS[position], ARGV[2])
+  need('ZADD', KEYS[position])
+end
+need('RPUSH', KEYS[3])
+need('HSET', KEYS[4])
+local fields = {'created_at', text_of(now), 'updated_at', text_of(now), 'ttl', ARGV[1]}
+for position, name in ipairs({'title', 'metadata'}) do
+  if known[position + 1] then
+    fields[#fields + 1], fields[#fields + 2] = name, known[position + 1]
+  end
+end
+if ARGV[1] ~= '0' then
+  need('PEXPIRE', KEYS[3])
+  need('PEXPIRE', KEYS[4])
+end
+if ARGV[3] ~= '' then
+  count = math.min(count, tonumber(ARGV[3]))
+end
+fields[#fields + 1], fields[#fields + 2] = 'item_count', count
+redis.call('HSET', KEYS[4], unpack(fields))
+for first = 0, count - 1, 1000 do
+  redis.call('RPUSH', KEYS[3], unpack(redis.call('LRANGE', KEYS[1], first, math.min(first + 999, count - 1))))
+end
+if ARGV[1] ~= '0' then
+  redis.call('PEXPIRE', KEYS[3], ARGV[1])
+  redis.call('PEXPIRE', KEYS[4], ARGV[1])
+end
+for position = 5, 6 do
+  redis.call('ZADD', KEYS[position], text_of(now), ARGV[2])
+end
+return 1
+"""
+)
+
+
+def turn_of(parts: list[str | None]) -> Turn:
+    """A turn as the scripts return it."""
+    turn_id, request_id, status, content, first, last, _ = parts
+    position = [None if each is None else int(each) for each in (first, last)]
+    return Turn(turn_id or "", status or "", content or "", request_id, *position)
+
+
+def leased_of(reply: list[object]) -> Leased:
+    """What LEASE answers."""
+    began, last, same, rows = reply
+    turns = [turn_of(parts) if isinstance(parts, list) else None for parts in (last, same)]
+    assert isinstance(rows, list)  # noqa: S101 - the script says so
+    return Leased(rows, turns[0], turns[1], bool(began))
