@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 from my_agent.sessions import SessionInfo, SessionPage, SessionRef, StoreUnavailable
 from my_agent.sessions.paging import decode_cursor, encode_cursor
-from my_agent.sessions.records import Batch, Content, Id, id_text
+from my_agent.sessions.errors import LeaseLost
+from my_agent.sessions.records import TURN_DAYS, TURNS_KEPT, Batch, Content, Id, Leased, RowPage, Turn, id_text
 from my_agent.sessions.retry import run_to_completion
 from my_agent.sessions.settings import StoreSettings
 from my_agent.sessions.store import ConnectedStore
@@ -35,7 +37,12 @@ CREATE INDEX IF NOT EXISTS items_of_session ON items (user_id, session_id, id);
 CREATE TABLE IF NOT EXISTS info (
   user_id TEXT NOT NULL, session_id TEXT NOT NULL, title TEXT, metadata TEXT NOT NULL DEFAULT '{}',
   item_count INTEGER NOT NULL DEFAULT 0, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
-  PRIMARY KEY (user_id, session_id)
+  lease TEXT, lease_until INTEGER, lease_began INTEGER, PRIMARY KEY (user_id, session_id)
+);
+CREATE TABLE IF NOT EXISTS turns (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL, session_id TEXT NOT NULL, id TEXT NOT NULL,
+  status TEXT NOT NULL, content TEXT NOT NULL, request_id TEXT, first INTEGER, last INTEGER, time INTEGER NOT NULL,
+  UNIQUE (user_id, session_id, id)
 );
 CREATE INDEX IF NOT EXISTS info_by_time ON info (updated_at, user_id, session_id);
 CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, stored_at INTEGER NOT NULL);
@@ -88,13 +95,6 @@ class SqliteStore(ConnectedStore):
 
         return await self._change(take)
 
-    async def clear(self, ref: SessionRef) -> None:
-        def empty(db: sqlite3.Connection) -> None:
-            removed = db.execute("DELETE FROM items WHERE user_id = ? AND session_id = ?", ref).rowcount
-            self._touch(db, ref, -removed)
-
-        await self._change(empty)
-
     async def replace_tail(self, ref: SessionRef, expected_tail: Sequence[str] | None, batch: Batch) -> bool:
         def replace(db: sqlite3.Connection) -> bool:
             if db.execute("SELECT 1 FROM batches WHERE id = ?", [batch.id.hex]).fetchone():
@@ -107,9 +107,81 @@ class SqliteStore(ConnectedStore):
             self._touch(db, ref, -len(rows))
             if batch.rows:
                 self._append(db, ref, batch)
+            elif expected_tail is None:
+                db.execute("DELETE FROM turns WHERE user_id = ? AND session_id = ?", ref)
+                db.execute("INSERT INTO batches VALUES (?, ?)", [batch.id.hex, _now()])
             return True
 
         return await self._change(replace)
+
+    async def page(self, ref: SessionRef, before: int | None = None, limit: int = 100) -> RowPage:
+        limit, last = max(1, min(limit, 500)), 2**63 - 1 if before is None else before - 1
+        find = "SELECT id, content FROM items WHERE user_id = ? AND session_id = ? AND id <= ? ORDER BY id DESC LIMIT ?"
+        return RowPage.of_rows(await self._read(find, *ref, last, limit + 1), limit)
+
+    # ── Turns ───────────────────────────────────────────────────────────────
+
+    async def lease(
+        self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
+    ) -> Leased | None:
+        def take(db: sqlite3.Connection) -> Leased | None:
+            now = _now()
+            begin = "INSERT OR IGNORE INTO info (user_id, session_id, created_at, updated_at) VALUES (?, ?, ?, ?)"
+            began = db.execute(begin, [*ref, now, now]).rowcount
+            taken = db.execute(
+                "UPDATE info SET lease = ?, lease_until = ?, lease_began = coalesce(lease_began, ?) "
+                f"WHERE {_HERE} AND (lease IS NULL OR lease = ? OR lease_until <= ?) RETURNING lease_began",
+                [token.hex, now + int(seconds * 1e6), began, *ref, token.hex, now],
+            ).fetchone()
+            if taken is None:
+                return None
+            rows = self._newest(db, ref, -1 if limit is None else min(limit, 2**63 - 1))
+            last = self._turns(db, ref, "ORDER BY number DESC LIMIT 1")
+            same = self._turns(db, ref, "AND request_id = ? ORDER BY number DESC LIMIT 1", request_id)
+            return Leased(
+                [row for _, row in rows], *(found[0] if found else None for found in (last, same)), taken[0] == 1
+            )
+
+        return await self._change(take)
+
+    async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
+        statement = f"UPDATE info SET lease_until = ? WHERE {_HERE} AND lease = ?"
+        values = [_now() + int(seconds * 1e6), *ref, token.hex]
+        return await self._change(lambda db: db.execute(statement, values).rowcount > 0)
+
+    async def release(self, ref: SessionRef, token: UUID | None) -> bool:
+        def give_back(db: sqlite3.Connection) -> bool:
+            given = "lease IS NOT NULL" if token is None else "lease = ?"
+            find = f"SELECT lease_began FROM info WHERE {_HERE} AND {given}"
+            row = db.execute(find, [*ref, *([] if token is None else [token.hex])]).fetchone()
+            if row is None:
+                return False
+            self._end_lease(db, ref)
+            if row[0]:
+                db.execute(
+                    f"DELETE FROM info WHERE {_HERE} AND item_count = 0 AND title IS NULL AND metadata = '{{}}' "
+                    f"AND NOT EXISTS (SELECT 1 FROM turns WHERE {_HERE})",
+                    [*ref, *ref],
+                )
+            return True
+
+        return await self._change(give_back)
+
+    async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
+        which = "AND (? OR id = ?) ORDER BY number DESC LIMIT ?"
+        values = (turn_id is None, turn_id, max(1, limit))
+        return await self._change(lambda db: self._turns(db, ref, which, *values), begin="BEGIN")
+
+    async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
+        statement = (
+            f"UPDATE turns SET status = ?, content = ?, time = ? WHERE {_HERE} AND id = ? "
+            "AND ((status = ? AND content = ?) OR (status = ? AND content = ?)) "
+            f"AND (? IS NULL OR EXISTS (SELECT 1 FROM info WHERE {_HERE} AND lease = ?))"
+        )
+        texts = (before.status, before.content, after.status, after.content)
+        token = None if lease is None else lease.hex
+        values = [after.status, after.content, _now(), *ref, before.id, *texts, token, *ref, token]
+        return await self._change(lambda db: db.execute(statement, values).rowcount > 0)
 
     # ── Sessions ────────────────────────────────────────────────────────────
 
@@ -207,15 +279,41 @@ class SqliteStore(ConnectedStore):
         # The same batch twice stores it once: its id is written in the same transaction as its rows.
         if not db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", [batch.id.hex, now]).rowcount:
             return
+        if (
+            batch.lease
+            and not db.execute(f"SELECT 1 FROM info WHERE {_HERE} AND lease = ?", [*ref, batch.lease.hex]).fetchone()
+        ):
+            raise LeaseLost
         db.execute("DELETE FROM batches WHERE stored_at < ?", [now - BATCH_MEMORY])
         db.execute(
             "INSERT INTO info (user_id, session_id, title, created_at, updated_at) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET title = coalesce(title, excluded.title)",
             [*ref, batch.title, now, now],
         )
-        rows = [(*ref, row.content) for row in batch.rows]
-        db.executemany("INSERT INTO items (user_id, session_id, content) VALUES (?, ?, ?)", rows)
-        self._touch(db, ref, len(rows))
+        insert = "INSERT INTO items (user_id, session_id, content) VALUES (?, ?, ?)"
+        places = [db.execute(insert, [*ref, row.content]).lastrowid for row in batch.rows]
+        self._touch(db, ref, len(places))
+        if turn := batch.turn:
+            db.execute(
+                "INSERT INTO turns (user_id, session_id, id, status, content, request_id, first, last, time) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, session_id, id) DO UPDATE SET "
+                "status = excluded.status, content = excluded.content, request_id = excluded.request_id, "
+                "first = coalesce(first, excluded.first), last = coalesce(excluded.last, last), time = excluded.time",
+                [*ref, *turn[:4], places[0] if places else None, places[-1] if places else None, now],
+            )
+            kept = f"SELECT number FROM turns WHERE {_HERE} ORDER BY number DESC LIMIT {TURNS_KEPT}"
+            db.execute(f"DELETE FROM turns WHERE {_HERE} AND number NOT IN ({kept})", [*ref, *ref])
+            db.execute("DELETE FROM turns WHERE time < ?", [now - TURN_DAYS * 86_400_000_000])
+        if batch.release:
+            self._end_lease(db, ref)
+
+    def _end_lease(self, db: sqlite3.Connection, ref: SessionRef) -> None:
+        db.execute(f"UPDATE info SET lease = NULL, lease_until = NULL, lease_began = NULL WHERE {_HERE}", ref)
+
+    def _turns(self, db: sqlite3.Connection, ref: SessionRef, which: str, *values: object) -> list[Turn]:
+        names = "id, status, content, request_id, first, last"
+        found = db.execute(f"SELECT {names} FROM turns WHERE {_HERE} {which}", [*ref, *values]).fetchall()
+        return [Turn(*row) for row in found]
 
     def _newest(self, db: sqlite3.Connection, ref: SessionRef, count: int) -> list[tuple[int, str]]:
         """Ids and texts of the newest rows, oldest first; -1 for all."""
@@ -233,6 +331,7 @@ class SqliteStore(ConnectedStore):
 
     def _delete(self, db: sqlite3.Connection, keys: Sequence[tuple[str, str]]) -> int:
         db.executemany("DELETE FROM items WHERE user_id = ? AND session_id = ?", keys)
+        db.executemany("DELETE FROM turns WHERE user_id = ? AND session_id = ?", keys)
         before = db.total_changes
         db.executemany("DELETE FROM info WHERE user_id = ? AND session_id = ?", keys)
         return db.total_changes - before
@@ -257,7 +356,11 @@ class SqliteStore(ConnectedStore):
                 db = self._connection or self._open()
                 db.execute(begin)
                 sent = True
-                result = work(db)
+                try:
+                    result = work(db)
+                except LeaseLost:
+                    db.execute("ROLLBACK")
+                    raise
                 db.execute("COMMIT")
             except sqlite3.Error as error:
                 # Whatever it was: a new connection starts clean, and the file has all of the transaction or nothing.
@@ -282,6 +385,7 @@ class SqliteStore(ConnectedStore):
         return await asyncio.get_running_loop().run_in_executor(self._thread, step)
 
 
+_HERE = "user_id = ? AND session_id = ?"
 _SELECT = "SELECT user_id, session_id, title, item_count, created_at, updated_at, metadata FROM info"
 
 

@@ -112,13 +112,15 @@ class RedisStore(ConnectedStore):
         self._connection: RedisConnection | None = None
 
     async def append(self, ref: SessionRef, batch: Batch) -> None:
-        contents, start = [row.content for row in batch.rows], [batch.id.bytes, *_optional(batch.title)]
+        contents = [row.content for row in batch.rows]
+        start: list[Argument] = [batch.id.bytes, *_optional(batch.title)]
         if batch.lease is None:
             await self._write(APPEND, ref, [*start, *contents], lists=True)
             return
         turn = batch.turn or Turn("", "", "")
-        note = (int(batch.turn is not None), turn.id, *_optional(turn.request_id), turn.status, turn.content)
-        arguments = [*start, str(batch.lease), int(batch.release), *note, *contents]
+        lease: list[Argument] = [str(batch.lease), int(batch.release)]
+        note: list[Argument] = [int(batch.turn is not None), turn.id, *_optional(turn.request_id)]
+        arguments = [*start, *lease, *note, turn.status, turn.content, *contents]
         if await self._write(LEASED_APPEND, ref, arguments) == LOST:
             raise LeaseLost
 
@@ -154,7 +156,7 @@ class RedisStore(ConnectedStore):
         self, ref: SessionRef, token: UUID, seconds: float, *, limit: int | None = 0, request_id: str | None = None
     ) -> Leased | None:
         count = "" if limit is None else min(limit, MAX_LIMIT)
-        arguments = [str(token), round(seconds * 1_000_000), count, *_optional(request_id)]
+        arguments: list[Argument] = [str(token), round(seconds * 1_000_000), count, *_optional(request_id)]
         reply = await self._write(LEASE, ref, arguments, lists=True)
         return None if reply is None else leased_of(reply)
 
@@ -172,13 +174,13 @@ class RedisStore(ConnectedStore):
         return bool(reply)
 
     async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
-        arguments = [*_optional(turn_id), max(1, limit)]
+        arguments: list[Argument] = [*_optional(turn_id), max(1, limit)]
         found = await (await self._ready()).evaluate(TURNS, [keys_of(self._prefix, ref).info], arguments)
         return [turn_of(parts) for parts in found]
 
     async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
         texts = (before.id, before.status, before.content, after.status, after.content)
-        arguments = [*_optional(None if lease is None else str(lease)), *texts]
+        arguments: list[Argument] = [*_optional(None if lease is None else str(lease)), *texts]
         return bool(await (await self._ready()).evaluate(CHANGE_TURN, [keys_of(self._prefix, ref).info], arguments))
 
     @settles

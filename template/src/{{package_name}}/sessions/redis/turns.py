@@ -1,6 +1,6 @@
 """Leases and turns: fields of a session's `info`, so that they are deleted and expire with it.
 
-    lease, lease_until, lease_began   who has the session, until when (microseconds), and whether it began with the lease
+    lease, lease_until, lease_began   who has the session, until when (microseconds), whether it began with the lease
     turns, turn_next                  numbers of the turns, the oldest first, with commas; the newest number
     turn:7:status …                   what is noted of turn 7: id, request, status, content, first, last, time (seconds)
     turn_id:… turn_request:…          the number of the turn with this id, of this request
@@ -269,7 +269,8 @@ if not is_before and not is_after then
   return 0
 end
 need('HSET', info)
-redis.call('HSET', info, field(number, 'status'), ARGV[6], field(number, 'content'), ARGV[7], field(number, 'time'), second)
+redis.call('HSET', info, field(number, 'status'), ARGV[6], field(number, 'content'), ARGV[7])
+redis.call('HSET', info, field(number, 'time'), second)
 return 1
 """
 )
