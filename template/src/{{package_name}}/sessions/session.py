@@ -18,6 +18,7 @@ from .contract import RowStore
 from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
 from .records import Batch, Row, SessionRef, id_text
 from .retry import with_retries
+from .strings import MAX_STRING, fit_strings
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -112,7 +113,7 @@ class StoredSession:
         """Store all items after everything stored before, or none of them, exactly once.
 
         Raises:
-            ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`.
+            ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`, or contains a string that is too long for any model.
             TypeError: An item contains a value that JSON cannot represent.
         """
         self._check_owner(wrapper)
@@ -173,8 +174,14 @@ class StoredSession:
     # ── Inside ──────────────────────────────────────────────────────────────
 
     def _batch(self, items: Sequence[TResponseInputItem]) -> Batch:
+        settings = self.store.settings
         rows = [Row(encode_item(item), role_of(item)) for item in items]
-        largest = self.store.settings.session_max_item_bytes
+        for index, row in enumerate(rows):
+            if len(row.content) > MAX_STRING:  # no string is longer than the row that it is in
+                item = fit_strings(items[index], settings.session_long_strings, f"Item {index + 1} of {len(rows)}")
+                if item is not items[index]:
+                    rows[index] = Row(encode_item(item), row.role)
+        largest = settings.session_max_item_bytes
         for position, row in enumerate(rows, 1):
             # Characters first: counting bytes is only needed near the limit (UTF-8 has at most 4 for one).
             if len(row.content) * 4 > largest and (size := len(row.content.encode())) > largest:
