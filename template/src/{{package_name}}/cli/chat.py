@@ -101,6 +101,7 @@ class _Conversation:
     agent: Agent[Any]
     session: StoredSession
     max_items: int
+    max_tokens: int | None
     items: int
     """How many were there at the start."""
     shows_tool_errors: bool
@@ -118,7 +119,9 @@ class _Conversation:
             note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
 
         # Closed even when printing fails, which stops the run.
-        async with aclosing(run_turn(self.agent, self.session, said, max_items=self.max_items)) as events:
+        async with aclosing(
+            run_turn(self.agent, self.session, said, max_items=self.max_items, max_tokens=self.max_tokens)
+        ) as events:
             async for event in events:
                 match event:
                     case TextDelta(text):
@@ -149,7 +152,9 @@ async def _conversation(settings: Settings, session_id: str, user_id: str) -> As
         info = await store.find_session(session.ref)
         agent = build_agent(model)
         items = info.item_count if info else 0
-        yield _Conversation(agent, session, settings.history_max_items, items, shows_tool_errors(settings))
+        yield _Conversation(
+            agent, session, settings.history_max_items, settings.history_max_tokens, items, shows_tool_errors(settings)
+        )
 
 
 async def _exchange(conversation: _Conversation, message: str) -> None:

@@ -22,8 +22,8 @@ BYTES_PER_TOKEN = 4
 """OpenAI's rule of thumb for English ("1 token is about 4 characters"). Other scripts have more tokens a character, and
 more bytes as well. The field names of an item count like its text, which makes the estimate a cautious one."""
 IMAGE_TOKENS = 1536
-"""For an image or a file whose data are in the item: the most that GPT-4.1 counts for an image (one token for each of at
-most 1,536 patches). How many bytes it has says nothing about that."""
+"""For an image or a file whose data are in the item: the most that GPT-4.1 counts for an image (one token for each of
+at most 1,536 patches). How many bytes it has says nothing about that."""
 ITEM_TOKENS = 50
 """Few items are smaller: the JSON around an answer of one word has 40."""
 

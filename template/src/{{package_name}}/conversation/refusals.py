@@ -42,8 +42,8 @@ class Repaired(NamedTuple):
 def without_refused(error: Exception, items: Sequence[TResponseInputItem], *, new_messages: int = 1) -> Repaired | None:
     """The items without what the API refused, and without what cannot be sent alone then.
 
-    The API names one thing at a time. What the same cause makes likely goes with it, so that one retry is enough in most
-    cases; a caller that wants to try again calls this with the next error and `Repaired.items`.
+    The API names one thing at a time. What probably fails for the same reason goes with it, so that one retry is mostly
+    enough; a caller that wants to try again calls this with the next error and `Repaired.items`.
 
     Args:
         error: What the model call raised.

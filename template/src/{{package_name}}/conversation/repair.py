@@ -44,8 +44,8 @@ class Finding:
 def find_problems(rows: Sequence[str], *, unreadable: bool = False) -> list[Finding]:
     """What the API would refuse, the oldest first.
 
-    A call without its output is not a problem in the newest turn, which may wait for an approval. Reasoning that was cut
-    off from an answer that is still there cannot be found: not every answer has some.
+    A call without its output is not a problem in the newest turn, which may wait for an approval. An answer whose
+    reasoning was lost cannot be found: not every answer has some.
 
     Args:
         rows: All rows of a session, as they are stored.

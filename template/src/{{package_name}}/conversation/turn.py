@@ -98,7 +98,12 @@ class TurnFailed(Exception):
 
 
 async def run_turn(
-    agent: Agent[Any], session: StoredSession, message: str | RunState[RunContext], *, max_items: int
+    agent: Agent[Any],
+    session: StoredSession,
+    message: str | RunState[RunContext],
+    *,
+    max_items: int,
+    max_tokens: int | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Say something to the agent and follow what it does. Closing the generator stops the run.
 
@@ -107,6 +112,7 @@ async def run_turn(
         session: Where the conversation is kept.
         message: What the user says, or the decided state of a turn that needed an approval.
         max_items: How much of the history the model may see, see `history.py`.
+        max_tokens: The same in tokens.
 
     Raises:
         TurnFailed: The model or the agent failed.
@@ -124,8 +130,8 @@ async def run_turn(
         context=RunContext(session.user_id) if isinstance(message, str) else None,
         session=session,
         run_config=RunConfig(
-            session_settings=history_settings(max_items),
-            session_input_callback=history_window(session, max_items),
+            session_settings=history_settings(max_items, max_tokens),
+            session_input_callback=history_window(session, max_items, max_tokens),
             tool_error_formatter=keep_error,
         ),
     )

@@ -174,21 +174,22 @@ class StoredSession:
     # ── Inside ──────────────────────────────────────────────────────────────
 
     def _batch(self, items: Sequence[TResponseInputItem]) -> Batch:
-        settings = self.store.settings
         rows = [Row(encode_item(item), role_of(item)) for item in items]
+        settings = self.store.settings
+        largest, mode = settings.session_max_item_bytes, settings.session_long_strings
         for index, row in enumerate(rows):
-            if len(row.content) > MAX_STRING:  # no string is longer than the row that it is in
-                item = fit_strings(items[index], settings.session_long_strings, f"Item {index + 1} of {len(rows)}")
-                if item is not items[index]:
-                    rows[index] = Row(encode_item(item), row.role)
-        largest = settings.session_max_item_bytes
-        for position, row in enumerate(rows, 1):
+            name = f"Item {index + 1} of {len(rows)}"
+            is_long = len(row.content) > MAX_STRING  # no string is longer than the row that it is in
+            if is_long and mode == "cut":
+                row = rows[index] = Row(encode_item(fit_strings(items[index], mode, name)), row.role)
             # Characters first: counting bytes is only needed near the limit (UTF-8 has at most 4 for one).
             if len(row.content) * 4 > largest and (size := len(row.content.encode())) > largest:
                 raise ItemTooLarge(
-                    f"Item {position} of {len(rows)} has {size:,} bytes, more than {largest:,}; nothing was stored. "
+                    f"{name} has {size:,} bytes, more than {largest:,}; nothing was stored. "
                     "Refer to large files by URL or file id, or raise SESSION_MAX_ITEM_BYTES."
                 )
+            if is_long and mode == "refuse":
+                fit_strings(items[index], mode, name)
         return Batch.of(rows, title_of(items))
 
     def _readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:

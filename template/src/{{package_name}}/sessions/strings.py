@@ -37,8 +37,8 @@ def fit_strings(item: TResponseInputItem, mode: LongStrings, name: str) -> TResp
         if mode == "refuse" or not is_text(item, path):
             hint = ", or set SESSION_LONG_STRINGS=cut" if is_text(item, path) else ""
             raise ItemTooLarge(
-                f"{name} contains a string of {len(_at(item, path)):,} characters (in {path[0]}), and models take no more "
-                f"than {MAX_STRING:,}; nothing was stored. Shorten it, or refer to it by URL or file id{hint}."
+                f"{name} contains a string of {len(_at(item, path)):,} characters (in {path[0]}), and models take no "
+                f"more than {MAX_STRING:,}; nothing was stored. Shorten it, or refer to it by URL or file id{hint}."
             )
         item = cut(item, path)
     return item
