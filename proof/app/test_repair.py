@@ -93,9 +93,11 @@ async def test_wrong_usage_is_one_line(store: SessionStore, command: str, argume
 
 async def test_a_repair_takes_out_what_it_named_and_nothing_else(store: SessionStore, damage_row: Damage) -> None:
     session = store.session("s")
-    await session.add_items(BROKEN)
+    await session.add_items(BROKEN[:3])
+    other = '{ "role": "user",  "content": "written by another program" }'
+    await store.append(REF, Batch.of([Row(other)]))
+    await session.add_items(BROKEN[4:])
     await store.update_session(REF, title="title")
-    await damage_row(3, '{ "role": "user",  "content": "written by another program" }')
     await damage_row(1, "secret{")
     before = await rows(store)
     done = await invoke("sessions", "repair", "s", "--yes")
