@@ -33,8 +33,11 @@ def test_its_own_tests_pass(installed: Install, backend: str) -> None:
 # About code that is the same for every backend, and uses a store as any other: each is proven on one of them or two.
 ONCE = {
     "redis": (
-        *(f"app/test_{name}.py" for name in ("agent_runs", "cli_chat", "env_files", "model", "model_servers")),
-        *(f"app/test_{name}.py" for name in ("offline", "openai_server", "update", "warnings", "windows")),
+        *(f"app/test_{name}.py" for name in ("agent_runs", "cli_chat", "env_files", "history_windows", "model")),
+        *(
+            f"app/test_{name}.py"
+            for name in ("model_servers", "offline", "openai_server", "refusals", "update", "warnings", "windows")
+        ),
         "transfer/test_fuzzed_imports.py",
         "transfer/test_sdk_import.py",
     ),

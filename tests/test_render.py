@@ -60,13 +60,17 @@ src/my_agent/cli/chat.py
 src/my_agent/cli/console.py
 src/my_agent/cli/doctor.py
 src/my_agent/cli/main.py
+src/my_agent/cli/repair.py
 src/my_agent/cli/sessions.py
 src/my_agent/cli/transcript.py
 src/my_agent/cli/transfer.py
 src/my_agent/conversation/__init__.py
 src/my_agent/conversation/errors.py
 src/my_agent/conversation/history.py
+src/my_agent/conversation/items.py
 src/my_agent/conversation/model.py
+src/my_agent/conversation/refusals.py
+src/my_agent/conversation/repair.py
 src/my_agent/conversation/turn.py
 src/my_agent/dev/__init__.py
 src/my_agent/dev/engine.py
@@ -90,6 +94,7 @@ src/my_agent/sessions/session.py
 src/my_agent/sessions/settings.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
+src/my_agent/sessions/strings.py
 src/my_agent/settings.py
 src/my_agent/transfer/__init__.py
 src/my_agent/transfer/file.py

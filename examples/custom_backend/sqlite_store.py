@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from my_agent.sessions import SessionInfo, SessionPage, SessionRef, StoreUnavailable
-from my_agent.sessions.paging import decode_cursor, encode_cursor
 from my_agent.sessions.errors import LeaseLost
+from my_agent.sessions.paging import decode_cursor, encode_cursor
 from my_agent.sessions.records import TURN_DAYS, TURNS_KEPT, Batch, Content, Id, Leased, RowPage, Turn, id_text
 from my_agent.sessions.retry import run_to_completion
 from my_agent.sessions.settings import StoreSettings
@@ -130,7 +130,7 @@ class SqliteStore(ConnectedStore):
             began = db.execute(begin, [*ref, now, now]).rowcount
             taken = db.execute(
                 "UPDATE info SET lease = ?, lease_until = ?, lease_began = coalesce(lease_began, ?) "
-                f"WHERE {_HERE} AND (lease IS NULL OR lease = ? OR lease_until <= ?) RETURNING lease_began",
+                "WHERE user_id = ? AND session_id = ? AND (lease IS NULL OR lease = ? OR lease_until <= ?) RETURNING lease_began",
                 [token.hex, now + int(seconds * 1e6), began, *ref, token.hex, now],
             ).fetchone()
             if taken is None:
@@ -145,22 +145,22 @@ class SqliteStore(ConnectedStore):
         return await self._change(take)
 
     async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
-        statement = f"UPDATE info SET lease_until = ? WHERE {_HERE} AND lease = ?"
+        statement = "UPDATE info SET lease_until = ? WHERE user_id = ? AND session_id = ? AND lease = ?"
         values = [_now() + int(seconds * 1e6), *ref, token.hex]
         return await self._change(lambda db: db.execute(statement, values).rowcount > 0)
 
     async def release(self, ref: SessionRef, token: UUID | None) -> bool:
         def give_back(db: sqlite3.Connection) -> bool:
             given = "lease IS NOT NULL" if token is None else "lease = ?"
-            find = f"SELECT lease_began FROM info WHERE {_HERE} AND {given}"
+            find = f"SELECT lease_began FROM info WHERE user_id = ? AND session_id = ? AND {given}"
             row = db.execute(find, [*ref, *([] if token is None else [token.hex])]).fetchone()
             if row is None:
                 return False
             self._end_lease(db, ref)
             if row[0]:
                 db.execute(
-                    f"DELETE FROM info WHERE {_HERE} AND item_count = 0 AND title IS NULL AND metadata = '{{}}' "
-                    f"AND NOT EXISTS (SELECT 1 FROM turns WHERE {_HERE})",
+                    "DELETE FROM info WHERE user_id = ? AND session_id = ? AND item_count = 0 AND title IS NULL AND metadata = '{}' "
+                    "AND NOT EXISTS (SELECT 1 FROM turns WHERE user_id = ? AND session_id = ?)",
                     [*ref, *ref],
                 )
             return True
@@ -174,9 +174,9 @@ class SqliteStore(ConnectedStore):
 
     async def change_turn(self, ref: SessionRef, before: Turn, after: Turn, lease: UUID | None = None) -> bool:
         statement = (
-            f"UPDATE turns SET status = ?, content = ?, time = ? WHERE {_HERE} AND id = ? "
+            "UPDATE turns SET status = ?, content = ?, time = ? WHERE user_id = ? AND session_id = ? AND id = ? "
             "AND ((status = ? AND content = ?) OR (status = ? AND content = ?)) "
-            f"AND (? IS NULL OR EXISTS (SELECT 1 FROM info WHERE {_HERE} AND lease = ?))"
+            "AND (? IS NULL OR EXISTS (SELECT 1 FROM info WHERE user_id = ? AND session_id = ? AND lease = ?))"
         )
         texts = (before.status, before.content, after.status, after.content)
         token = None if lease is None else lease.hex
@@ -281,7 +281,9 @@ class SqliteStore(ConnectedStore):
             return
         if (
             batch.lease
-            and not db.execute(f"SELECT 1 FROM info WHERE {_HERE} AND lease = ?", [*ref, batch.lease.hex]).fetchone()
+            and not db.execute(
+                "SELECT 1 FROM info WHERE user_id = ? AND session_id = ? AND lease = ?", [*ref, batch.lease.hex]
+            ).fetchone()
         ):
             raise LeaseLost
         db.execute("DELETE FROM batches WHERE stored_at < ?", [now - BATCH_MEMORY])
@@ -301,18 +303,27 @@ class SqliteStore(ConnectedStore):
                 "first = coalesce(first, excluded.first), last = coalesce(excluded.last, last), time = excluded.time",
                 [*ref, *turn[:4], places[0] if places else None, places[-1] if places else None, now],
             )
-            kept = f"SELECT number FROM turns WHERE {_HERE} ORDER BY number DESC LIMIT {TURNS_KEPT}"
-            db.execute(f"DELETE FROM turns WHERE {_HERE} AND number NOT IN ({kept})", [*ref, *ref])
+            kept = (
+                f"SELECT number FROM turns WHERE user_id = ? AND session_id = ? ORDER BY number DESC LIMIT {TURNS_KEPT}"
+            )
+            db.execute(
+                f"DELETE FROM turns WHERE user_id = ? AND session_id = ? AND number NOT IN ({kept})", [*ref, *ref]
+            )
             db.execute("DELETE FROM turns WHERE time < ?", [now - TURN_DAYS * 86_400_000_000])
         if batch.release:
             self._end_lease(db, ref)
 
     def _end_lease(self, db: sqlite3.Connection, ref: SessionRef) -> None:
-        db.execute(f"UPDATE info SET lease = NULL, lease_until = NULL, lease_began = NULL WHERE {_HERE}", ref)
+        db.execute(
+            "UPDATE info SET lease = NULL, lease_until = NULL, lease_began = NULL WHERE user_id = ? AND session_id = ?",
+            ref,
+        )
 
     def _turns(self, db: sqlite3.Connection, ref: SessionRef, which: str, *values: object) -> list[Turn]:
         names = "id, status, content, request_id, first, last"
-        found = db.execute(f"SELECT {names} FROM turns WHERE {_HERE} {which}", [*ref, *values]).fetchall()
+        found = db.execute(
+            f"SELECT {names} FROM turns WHERE user_id = ? AND session_id = ? {which}", [*ref, *values]
+        ).fetchall()
         return [Turn(*row) for row in found]
 
     def _newest(self, db: sqlite3.Connection, ref: SessionRef, count: int) -> list[tuple[int, str]]:
@@ -385,7 +396,6 @@ class SqliteStore(ConnectedStore):
         return await asyncio.get_running_loop().run_in_executor(self._thread, step)
 
 
-_HERE = "user_id = ? AND session_id = ?"
 _SELECT = "SELECT user_id, session_id, title, item_count, created_at, updated_at, metadata FROM info"
 
 

@@ -29,7 +29,9 @@ def reason(error: Exception) -> str:
         case openai.APITimeoutError() | openai.APIConnectionError():
             return "The model's server cannot be reached. Check the network, and OPENAI_BASE_URL if it is set."
         case openai.BadRequestError(code="context_length_exceeded"):
-            return "The conversation is too long for this model. Lower HISTORY_MAX_ITEMS, or begin a new session."
+            return (
+                "The conversation is too long for this model. Set or lower HISTORY_MAX_TOKENS, or begin a new session."
+            )
         case openai.APIStatusError():
             advice = " Try again." if error.status_code >= 500 else ""
             return f"The model's server answered with an error ({error.status_code}).{advice} ({_line(error.message)})"

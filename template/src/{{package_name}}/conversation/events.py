@@ -75,7 +75,15 @@ class Done:
     turn_id: str = field(default="", compare=False)
 
 
-Event = TextDelta | ToolCalled | ToolFinished | AgentChanged | ApprovalNeeded | Done
+@dataclass(frozen=True)
+class ItemsLeftOut:
+    """The API refused a part of the history, and is asked once more without it. What is stored stays as it is."""
+
+    what: list[str]
+    """What is left out, as short sentences."""
+
+
+Event = TextDelta | ToolCalled | ToolFinished | AgentChanged | ApprovalNeeded | ItemsLeftOut | Done
 
 
 class TurnFailed(Exception):

@@ -43,14 +43,20 @@ class TurnReport:
 
     Args:
         ref: Its session.
-        usage: What the SDK counts for its run. The state of a resumed run has counted the part before the approval
-            already, which was reported then.
     """
 
-    def __init__(self, ref: SessionRef, usage: agents.Usage) -> None:
-        self._ref, self._counted, self._before = ref, usage, Usage.of(usage)
+    def __init__(self, ref: SessionRef) -> None:
+        self._ref = ref
+        self.counts(agents.Usage())
         self._started = monotonic()
         self._first_text: float | None = None
+
+    def counts(self, usage: agents.Usage) -> None:
+        """A run begins, for which the SDK counts this.
+
+        The state of a resumed run has counted the part before the approval already, which was reported then.
+        """
+        self._counted, self._before = usage, Usage.of(usage)
 
     def text_came(self) -> None:
         """The first piece of the answer, or a later one."""

@@ -43,7 +43,7 @@ class InvalidSessionId(SessionStoreError, ValueError):
 
 
 class ItemTooLarge(SessionStoreError, ValueError):
-    """An item is larger than `SESSION_MAX_ITEM_BYTES`; nothing of its batch was stored."""
+    """An item is larger than `SESSION_MAX_ITEM_BYTES`, or a string in it is; nothing of its batch was stored."""
 
 
 class WrongOwner(SessionStoreError, PermissionError):

@@ -21,6 +21,7 @@ from .contract import RowStore
 from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
 from .records import Batch, Row, SessionRef, Turn, id_text
 from .retry import with_retries
+from .strings import MAX_STRING, fit_strings
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -138,7 +139,7 @@ class StoredSession:
         """Store all items after everything stored before, or none of them, exactly once.
 
         Raises:
-            ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`.
+            ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`, or contains a string that is too long for any model.
             TypeError: An item contains a value that JSON cannot represent.
             LeaseLost: This is a session as `leased` gave it, and the lease is lost.
         """
@@ -215,14 +216,21 @@ class StoredSession:
 
     def _batch(self, items: Sequence[TResponseInputItem]) -> Batch:
         rows = [Row(encode_item(item), role_of(item)) for item in items]
-        largest = self.store.settings.session_max_item_bytes
-        for position, row in enumerate(rows, 1):
+        settings = self.store.settings
+        largest, mode = settings.session_max_item_bytes, settings.session_long_strings
+        for index, row in enumerate(rows):
+            name = f"Item {index + 1} of {len(rows)}"
+            is_long = len(row.content) > MAX_STRING  # no string is longer than the row that it is in
+            if is_long and mode == "cut":
+                row = rows[index] = Row(encode_item(fit_strings(items[index], mode, name)), row.role)
             # Characters first: counting bytes is only needed near the limit (UTF-8 has at most 4 for one).
             if len(row.content) * 4 > largest and (size := len(row.content.encode())) > largest:
                 raise ItemTooLarge(
-                    f"Item {position} of {len(rows)} has {size:,} bytes, more than {largest:,}; nothing was stored. "
+                    f"{name} has {size:,} bytes, more than {largest:,}; nothing was stored. "
                     "Refer to large files by URL or file id, or raise SESSION_MAX_ITEM_BYTES."
                 )
+            if is_long and mode == "refuse":
+                fit_strings(items[index], mode, name)
         return Batch.of(rows, title_of(items))
 
     def readable(self, rows: Sequence[str]) -> list[TResponseInputItem]:

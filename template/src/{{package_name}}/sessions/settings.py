@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import SettingMissing
+from .strings import LongStrings
 
 NAME = ".env"
 
@@ -75,6 +76,8 @@ class StoreSettings(BaseSettings):
 
     session_max_item_bytes: int = Field(default=16 * 2**20, gt=0)
     """Largest item in bytes of UTF-8. An image inlined as base64 counts in full."""
+    session_long_strings: LongStrings = "refuse"
+    """What happens to a string that is too long for any model (see `strings.py`). cut: its end is not stored."""
     session_retry_seconds: float = Field(default=10.0, ge=0)
     """How long a lost connection is retried before the error reaches the caller."""
     session_settle_seconds: float = Field(default=5.0, gt=0)
