@@ -67,12 +67,16 @@ src/my_agent/conversation/__init__.py
 src/my_agent/conversation/errors.py
 src/my_agent/conversation/history.py
 src/my_agent/conversation/model.py
+src/my_agent/conversation/report.py
+src/my_agent/conversation/tracing.py
 src/my_agent/conversation/turn.py
+src/my_agent/conversation/turn_session.py
 src/my_agent/dev/__init__.py
 src/my_agent/dev/engine.py
 src/my_agent/dev/keeper.py
 src/my_agent/dev/offline.py
 src/my_agent/dev/server.py
+src/my_agent/logs.py
 src/my_agent/offline.py
 src/my_agent/py.typed
 src/my_agent/sessions/__init__.py
