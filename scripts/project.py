@@ -70,5 +70,17 @@ def lay_proof(target: Path, project: Path) -> list[str]:
 
 def tool_environment() -> dict[str, str]:
     """The environment without what would change the demo: keys, servers, an active virtual environment."""
-    ours = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "SHOW_", "DEV_SERVER")
+    ours = (
+        "DATABASE_",
+        "REDIS_",
+        "SUPABASE_",
+        "OPENAI_",
+        "SESSION_",
+        "HISTORY_",
+        "SHOW_",
+        "DEV_SERVER",
+        "LOG_",
+        "TRACE_",
+        "OTEL_",
+    )
     return {name: value for name, value in os.environ.items() if not name.startswith(ours) and name != "VIRTUAL_ENV"}

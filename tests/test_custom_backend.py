@@ -23,8 +23,12 @@ def test_the_example_keeps_the_whole_contract(installed: Install, tmp_path: Path
     command = lay_proof(tmp_path, installed("postgres").path)
     folder = shutil.copytree(EXAMPLE, tmp_path / "proof/custom_backend")
     file = folder / "test_sqlite_store.py"
-    file.write_text(file.read_text().replace("tests.test_sessions", "proof.contract.test_contract"))
-    assert passed(Project(tmp_path).run(*command, *PYTEST, str(file), PYTHONPATH=str(folder))) > 90
+    of_the_project = file.read_text()
+    for name in ("test_contract", "test_leases"):
+        file = folder / f"{name}_of_sqlite.py"
+        file.write_text(of_the_project.replace("tests.test_sessions", f"proof.contract.{name}"))
+    (folder / "test_sqlite_store.py").unlink()
+    assert passed(Project(tmp_path).run(*command, *PYTEST, str(folder), PYTHONPATH=str(folder))) > 130
 
 
 def test_the_example_is_checked_like_the_project(installed: Install, tmp_path: Path) -> None:

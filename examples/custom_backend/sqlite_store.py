@@ -129,8 +129,8 @@ class SqliteStore(ConnectedStore):
             begin = "INSERT OR IGNORE INTO info (user_id, session_id, created_at, updated_at) VALUES (?, ?, ?, ?)"
             began = db.execute(begin, [*ref, now, now]).rowcount
             taken = db.execute(
-                "UPDATE info SET lease = ?, lease_until = ?, lease_began = coalesce(lease_began, ?) "
-                "WHERE user_id = ? AND session_id = ? AND (lease IS NULL OR lease = ? OR lease_until <= ?) RETURNING lease_began",
+                "UPDATE info SET lease = ?, lease_until = ?, lease_began = coalesce(lease_began, ?) WHERE user_id = ? "
+                "AND session_id = ? AND (lease IS NULL OR lease = ? OR lease_until <= ?) RETURNING lease_began",
                 [token.hex, now + int(seconds * 1e6), began, *ref, token.hex, now],
             ).fetchone()
             if taken is None:
@@ -151,16 +151,15 @@ class SqliteStore(ConnectedStore):
 
     async def release(self, ref: SessionRef, token: UUID | None) -> bool:
         def give_back(db: sqlite3.Connection) -> bool:
-            given = "lease IS NOT NULL" if token is None else "lease = ?"
-            find = f"SELECT lease_began FROM info WHERE user_id = ? AND session_id = ? AND {given}"
-            row = db.execute(find, [*ref, *([] if token is None else [token.hex])]).fetchone()
+            find = "SELECT lease_began FROM info WHERE user_id = ? AND session_id = ? AND lease = coalesce(?, lease)"
+            row = db.execute(find, [*ref, None if token is None else token.hex]).fetchone()
             if row is None:
                 return False
             self._end_lease(db, ref)
             if row[0]:
                 db.execute(
-                    "DELETE FROM info WHERE user_id = ? AND session_id = ? AND item_count = 0 AND title IS NULL AND metadata = '{}' "
-                    "AND NOT EXISTS (SELECT 1 FROM turns WHERE user_id = ? AND session_id = ?)",
+                    "DELETE FROM info WHERE user_id = ? AND session_id = ? AND item_count = 0 AND title IS NULL "
+                    "AND metadata = '{}' AND NOT EXISTS (SELECT 1 FROM turns WHERE user_id = ? AND session_id = ?)",
                     [*ref, *ref],
                 )
             return True
@@ -303,11 +302,10 @@ class SqliteStore(ConnectedStore):
                 "first = coalesce(first, excluded.first), last = coalesce(excluded.last, last), time = excluded.time",
                 [*ref, *turn[:4], places[0] if places else None, places[-1] if places else None, now],
             )
-            kept = (
-                f"SELECT number FROM turns WHERE user_id = ? AND session_id = ? ORDER BY number DESC LIMIT {TURNS_KEPT}"
-            )
             db.execute(
-                f"DELETE FROM turns WHERE user_id = ? AND session_id = ? AND number NOT IN ({kept})", [*ref, *ref]
+                "DELETE FROM turns WHERE user_id = ? AND session_id = ? AND number NOT IN "
+                "(SELECT number FROM turns WHERE user_id = ? AND session_id = ? ORDER BY number DESC LIMIT ?)",
+                [*ref, *ref, TURNS_KEPT],
             )
             db.execute("DELETE FROM turns WHERE time < ?", [now - TURN_DAYS * 86_400_000_000])
         if batch.release:
@@ -320,10 +318,8 @@ class SqliteStore(ConnectedStore):
         )
 
     def _turns(self, db: sqlite3.Connection, ref: SessionRef, which: str, *values: object) -> list[Turn]:
-        names = "id, status, content, request_id, first, last"
-        found = db.execute(
-            f"SELECT {names} FROM turns WHERE user_id = ? AND session_id = ? {which}", [*ref, *values]
-        ).fetchall()
+        find = f"{_TURNS} WHERE user_id = ? AND session_id = ? {which}"
+        found = db.execute(find, [*ref, *values]).fetchall()
         return [Turn(*row) for row in found]
 
     def _newest(self, db: sqlite3.Connection, ref: SessionRef, count: int) -> list[tuple[int, str]]:
@@ -396,6 +392,7 @@ class SqliteStore(ConnectedStore):
         return await asyncio.get_running_loop().run_in_executor(self._thread, step)
 
 
+_TURNS = "SELECT id, status, content, request_id, first, last FROM turns"
 _SELECT = "SELECT user_id, session_id, title, item_count, created_at, updated_at, metadata FROM info"
 
 

@@ -165,10 +165,10 @@ def stop_two_answers(terminal: Terminal) -> None:
         terminal.type(message + "\r")
         terminal.wait_for(begun)
         terminal.type("\x03")
-        terminal.wait_for("Stopped.")
+        terminal.wait_for("Stopped. Nothing of this turn is stored.")
     terminal.wait_for(PROMPT)
     terminal.type("What is my name?\r")
-    terminal.wait_for("Your name is Ada.")
+    terminal.wait_for("You have not told me your name yet.")
     terminal.wait_for(PROMPT)
 
 
@@ -182,18 +182,32 @@ async def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(store: SessionStor
     code, seen = await asyncio.to_thread(talk)
     assert code == 0
     assert "meet you" not in seen
-    # What was answered in part is not stored, and what is stored makes sense to a model.
-    assert await said(store) == ["My name is Ada", "take a nap", "What is my name?", "Your name is Ada."]
+    assert await said(store) == ["What is my name?", "You have not told me your name yet."]
 
 
-async def test_ctrl_c_ends_a_single_answer() -> None:
+async def test_ctrl_c_ends_a_single_answer(store: SessionStore) -> None:
     def talk() -> int:
         with Terminal("chat", "My name is Ada", program=SLOW_AGENT) as terminal:
             terminal.wait_for("Nice ")
             terminal.type("\x03")
+            terminal.wait_for("Stopped. Nothing of this turn is stored.")
             return terminal.end()
 
     assert await asyncio.to_thread(talk) == 130
+    assert await said(store) == []
+
+
+async def test_a_turn_leaves_one_line_of_json_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = await run("chat", "My name is Ada", "--user", "ada")
+    assert "Turn:" not in quiet.err
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    done = await run("chat", "My name is Ada", "--user", "ada")
+    assert done.out == "Nice to meet you, Ada!\n"
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    (turn,) = [line for line in lines if "outcome" in line]
+    assert (turn["outcome"], turn["session"], turn["user"], turn["items"]) == ("done", "default", "ada", 2)
+    assert (turn["level"], turn["logger"]) == ("INFO", "my_agent.conversation.report")
+    assert "My name" not in done.err
 
 
 async def test_a_person_decides_on_a_tool(store: SessionStore) -> None:

@@ -8,7 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
 import openai
@@ -240,7 +240,9 @@ async def test_a_turn_is_stored_as_a_whole_or_not_at_all(store: SessionStore, si
     assert await seen_next(session) == (situation.stored if situation.seen is None else situation.seen)
 
 
-@pytest.mark.parametrize("name", ["an answer", "steps", "a handoff", "a tool before a handoff", "waits for an approval"])
+@pytest.mark.parametrize(
+    "name", ["an answer", "steps", "a handoff", "a tool before a handoff", "waits for an approval"]
+)
 @pytest.mark.parametrize("new", [True, False], ids=["new session", "known session"])
 async def test_a_turn_costs_one_read_and_one_write(
     store: SessionStore, monkeypatch: pytest.MonkeyPatch, name: str, new: bool
@@ -380,10 +382,14 @@ async def test_a_commit_that_fails_is_an_error_and_leaves_all_or_nothing(
     store: SessionStore, name: str, when: When
 ) -> None:
     situation = SITUATIONS[name]
-    events = []
-    with pytest.raises(StoreUnavailable) as failed:
+    events = list[Event]()
+
+    async def follow() -> None:
         async for event in turn_of(situation.agent(), FaultyStore(store, 1, when).session("s")):
             events.append(event)
+
+    with pytest.raises(StoreUnavailable) as failed:
+        await follow()
     assert failed.value.maybe_applied
     assert not any(isinstance(event, Done | ApprovalNeeded) for event in events)
     assert kinds(await store.session("s").get_items()) == (situation.stored if when == "after" else [])
@@ -498,10 +504,8 @@ async def test_each_turn_leaves_one_line_without_content(
     store: SessionStore, caplog: pytest.LogCaptureFixture, name: str, outcome: str, items: int, requests: int
 ) -> None:
     caplog.set_level(logging.INFO, logger="my_agent")
-    try:
+    with suppress(TurnFailed):
         await events_of(SITUATIONS[name].agent(), store.session("s", user_id="ada"), "a secret")
-    except TurnFailed:
-        pass
     (record,) = [record for record in caplog.records if record.name.startswith("my_agent.conversation")]
     fields = vars(record)["fields"]
     assert (fields["outcome"], fields["items"], fields["requests"]) == (outcome, items, requests)

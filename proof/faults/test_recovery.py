@@ -1,7 +1,8 @@
 """Runs that break off: at each write of a run with an approval in it, before the write is stored or after it.
 
-The run writes six times: three until it waits for the approval, one when it is resumed, two more until its end. What
-can be resumed, and from what, is the SDK's decision; where it cannot, the test says what a user gets instead.
+A plain run of the SDK writes six times: three until it waits for the approval, one when it is resumed, two more until
+its end. A turn of this project, which is streamed, writes the first three as one. What can be resumed, and from what,
+is the SDK's decision; where it cannot, the test says what a user gets instead.
 """
 
 from __future__ import annotations
@@ -44,10 +45,32 @@ STEPS = {
 """What the model takes the order for, by the number of outputs that it has seen: two calls at once the second time."""
 
 CALL, OUTPUT = "function_call", "function_call_output"
-WRITES = [["user"], [CALL, OUTPUT], [CALL, CALL, OUTPUT], [OUTPUT], [CALL, OUTPUT], ["message"]]
-APPROVAL, RESUMED, END = 3, 4, 6
-"""The last write before the approval, the first one after it, and the last one of all."""
+PLAIN = [["user"], [CALL, OUTPUT], [CALL, CALL, OUTPUT], [OUTPUT], [CALL, OUTPUT], ["message"]]
+STREAMED = [list(chain(*PLAIN[:3])), *PLAIN[3:]]
 
+
+def writes(streamed: bool) -> list[list[str]]:
+    """The kinds of the items of each write. The last three belong to the resumed run."""
+    return STREAMED if streamed else PLAIN
+
+
+def numbers(first: int, last: int) -> pytest.MarkDecorator:
+    """Writes of both ways to run, from `first` to `last`, counted from the approval: 0 is the last one before it."""
+    cases = [
+        pytest.param(streamed, number, id=f"{'streamed' if streamed else 'plain'}-{number}")
+        for streamed in (False, True)
+        for number in range(1, len(writes(streamed)) + 1)
+        if first <= number - approval(streamed) <= last
+    ]
+    return pytest.mark.parametrize(("streamed", "number"), cases)
+
+
+def approval(streamed: bool) -> int:
+    """The number of the last write before the approval."""
+    return len(writes(streamed)) - 3
+
+
+BEGIN, APPROVAL, RESUMED, END = -9, 0, 1, 3
 streamed_or_not = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
 before_or_after = pytest.mark.parametrize("when", ["before", "after"])
 
@@ -134,13 +157,13 @@ class Crew:
         waiting = await self.wait_for_approval(store)
         state = await self.approved(waiting)
         with pytest.raises(StoreUnavailable):
-            await self.run(FaultyStore(store, number - APPROVAL, when), state)
+            await self.run(FaultyStore(store, number - approval(self.streamed), when), state)
         return waiting, saved(state)
 
 
-def stored(number: int, when: When = "after") -> list[str]:
-    """The kinds of the items that are stored before the n-th write, or after it."""
-    return list(chain(*WRITES[: number if when == "after" else number - 1]))
+def stored(streamed: bool, number: int | None = None, when: When = "after") -> list[str]:
+    """The kinds of the items that are stored before the n-th write, or after it; None: after the last one."""
+    return list(chain(*writes(streamed)[: number if when == "after" or number is None else number - 1]))
 
 
 def kinds(items: Iterable[TResponseInputItem]) -> list[str]:
@@ -166,22 +189,20 @@ async def assert_goes_on(crew: Crew, session: StoredSession, expected: list[str]
         assert_paired(seen)
 
 
-@streamed_or_not
+@numbers(BEGIN, END)
 @before_or_after
-@pytest.mark.parametrize("number", range(1, END + 1))
 async def test_a_run_does_not_notice_a_write_that_succeeds_when_repeated(
     store: SessionStore, number: int, when: When, streamed: bool
 ) -> None:
     crew, faulty = Crew(streamed), FaultyStore(store, number, when, recovers=True)
     await crew.fulfil(faulty)
-    assert len(faulty.writes) == END, "there are writes that are not tried here"
+    assert len(faulty.writes) == len(writes(streamed)), "there are writes that are not tried here"
     assert crew.launched == ["Luna"]
-    await assert_goes_on(crew, store.session("s"), stored(END))
+    await assert_goes_on(crew, store.session("s"), stored(streamed))
 
 
-@streamed_or_not
+@numbers(BEGIN, APPROVAL)
 @before_or_after
-@pytest.mark.parametrize("number", range(1, APPROVAL + 1))
 async def test_a_run_that_fails_before_its_approval_keeps_what_was_stored_and_is_begun_anew(
     store: SessionStore, number: int, when: When, streamed: bool
 ) -> None:
@@ -189,10 +210,10 @@ async def test_a_run_that_fails_before_its_approval_keeps_what_was_stored_and_is
     crew, session = Crew(streamed), store.session("s")
     with pytest.raises(StoreUnavailable):
         await crew.run(FaultyStore(store, number, when), ORDER)
-    assert kinds(await session.get_items()) == stored(number, when)
+    assert kinds(await session.get_items()) == stored(streamed, number, when)
     await crew.fulfil(store)
     assert crew.launched == ["Luna"]
-    await assert_goes_on(crew, session, stored(number, when) + stored(END))
+    await assert_goes_on(crew, session, stored(streamed, number, when) + stored(streamed))
 
 
 @streamed_or_not
@@ -202,15 +223,14 @@ async def test_a_resumption_that_fails_is_repeated_from_its_state(
 ) -> None:
     """The tool is not called again: the state holds its output, and whether it was stored is found out."""
     crew = Crew(streamed)
-    _, state = await crew.break_off(store, RESUMED, when)
+    _, state = await crew.break_off(store, approval(streamed) + RESUMED, when)
     assert await crew.run(store, await crew.approved(state)) is None
     assert crew.launched == ["Luna"]
-    await assert_goes_on(crew, store.session("s"), stored(END))
+    await assert_goes_on(crew, store.session("s"), stored(streamed))
 
 
-@streamed_or_not
+@numbers(RESUMED + 1, END)
 @before_or_after
-@pytest.mark.parametrize("number", range(RESUMED + 1, END + 1))
 async def test_a_step_that_fails_after_the_resumption_leaves_its_session_usable(
     store: SessionStore, number: int, when: When, streamed: bool
 ) -> None:
@@ -220,12 +240,11 @@ async def test_a_step_that_fails_after_the_resumption_leaves_its_session_usable(
     with pytest.raises(UserError, match="does not match a restored tool call"):
         await crew.approved(state)
     assert crew.launched == ["Luna"]
-    await assert_goes_on(crew, store.session("s"), stored(number, when))
+    await assert_goes_on(crew, store.session("s"), stored(streamed, number, when))
 
 
-@streamed_or_not
+@numbers(RESUMED, END)
 @before_or_after
-@pytest.mark.parametrize("number", range(RESUMED, END + 1))
 async def test_a_resumption_that_died_is_begun_anew_from_the_state_before_it(
     store: SessionStore, number: int, when: When, streamed: bool
 ) -> None:
@@ -237,12 +256,16 @@ async def test_a_resumption_that_died_is_begun_anew_from_the_state_before_it(
     state, _ = await crew.break_off(store, number, when)
     assert await crew.run(store, await crew.approved(state)) is None
     assert crew.launched == ["Luna", "Luna"]
-    await assert_goes_on(crew, store.session("s"), stored(number, when) + list(chain(*WRITES[APPROVAL:])))
+    await assert_goes_on(
+        crew,
+        store.session("s"),
+        stored(streamed, number, when) + stored(streamed)[len(stored(streamed, approval(streamed))) :],
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-@pytest.mark.parametrize("number", range(1, END + 1))
+@pytest.mark.parametrize("number", range(1, len(STREAMED) + 1))
 def test_a_session_goes_on_after_its_process_was_killed(settings: BackendSettings, number: int) -> None:
     async def killed() -> None:
         async with wrap_store(BackendStore(settings)) as store:
@@ -250,7 +273,7 @@ def test_a_session_goes_on_after_its_process_was_killed(settings: BackendSetting
 
     async def go_on() -> str:
         async with wrap_store(BackendStore(settings)) as store:
-            await assert_goes_on(Crew(streamed=True), store.session("s"), stored(number))
+            await assert_goes_on(Crew(streamed=True), store.session("s"), stored(True, number))
         return "went on"
 
     assert in_child(lambda: asyncio.run(killed())) == ""

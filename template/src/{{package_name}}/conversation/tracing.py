@@ -32,7 +32,8 @@ class OpenTelemetryProcessor(TracingProcessor):
     """
 
     def __init__(self, endpoint: str) -> None:
-        self._sender = BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces"))
+        # Any: not all of it has types, and it need not be installed.
+        self._sender: Any = BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces"))
         named = Resource.create()  # from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
         unnamed = str(named.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service")
         self._resource = named.merge(Resource({SERVICE_NAME: PROJECT})) if unnamed else named
@@ -70,9 +71,11 @@ class OpenTelemetryProcessor(TracingProcessor):
         error: str | None,
     ) -> None:
         status = Status(StatusCode.ERROR, error) if error is not None else Status(StatusCode.UNSET)
-        times = {"start_time": start, "end_time": end}
-        span = ReadableSpan(name, context, parent, self._resource, attributes, status=status, **times)
-        self._sender.on_end(span)
+        self._sender.on_end(
+            ReadableSpan(
+                name, context, parent, self._resource, attributes, status=status, start_time=start, end_time=end
+            )
+        )
 
     def shutdown(self) -> None:
         self._sender.shutdown()
