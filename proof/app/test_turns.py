@@ -403,6 +403,18 @@ async def test_a_commit_whose_answer_is_lost_is_repeated_and_stored_once(store: 
     assert kinds(await store.session("s").get_items()) == situation.stored
 
 
+async def test_a_subclass_is_used_through_the_methods_that_it_overrides(store: SessionStore) -> None:
+    class Shortening(StoredSession):
+        """Stores less than it is given, and takes no `wrapper`, as a session for an older SDK."""
+
+        async def add_items(self, items: list[TResponseInputItem]) -> None:  # type: ignore[override]
+            await super().add_items([item for item in items if item.get("type") != RESULT or len(str(item)) < 1000])
+
+    session = Shortening(lambda: store, SessionRef("", "s"))
+    assert isinstance((await events_of(agent_of(call("fetch_all"), say("hi")), session))[-1], Done)
+    assert kinds(await session.get_items()) == ["user", CALL, "message"]
+
+
 async def test_the_owner_is_still_checked(store: SessionStore) -> None:
     agent = agent_of(call("launch_rocket"))
     waiting = (await events_of(agent, store.session("s", user_id="ada")))[-1]
