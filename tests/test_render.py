@@ -64,8 +64,10 @@ src/my_agent/cli/repair.py
 src/my_agent/cli/sessions.py
 src/my_agent/cli/transcript.py
 src/my_agent/cli/transfer.py
+src/my_agent/cli/turns.py
 src/my_agent/conversation/__init__.py
 src/my_agent/conversation/approvals.py
+src/my_agent/conversation/edit.py
 src/my_agent/conversation/errors.py
 src/my_agent/conversation/events.py
 src/my_agent/conversation/history.py

@@ -11,20 +11,24 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agents import Agent, RunState
+from agents import Agent
 
 from ..agent import build_agent
 from ..app import open_app_store, open_model, shows_tool_errors
+from ..conversation.approvals import discard, pending
 from ..conversation.turn import (
     WHILE_STORING,
     AgentChanged,
+    ApprovalGone,
     ApprovalNeeded,
+    ApprovalPending,
     Done,
-    RunContext,
+    ItemsLeftOut,
     TextDelta,
     ToolCalled,
     ToolFinished,
     TurnFailed,
+    TurnRefused,
     run_turn,
 )
 from ..sessions import SessionStoreError, StoredSession
@@ -47,8 +51,8 @@ arrow up             what you said before
 Anything else is said to the agent. --session and --user choose another conversation; `sessions list` shows all.
 """.strip()
 
-Said = str | RunState[RunContext]
-"""What a turn starts with: a message, or the state of a turn that waited for an approval."""
+Said = str | ApprovalNeeded
+"""What a turn starts with: a message, or a decided turn that waited for an approval."""
 
 
 def say(settings: Settings, message: str, session_id: str, user_id: str) -> None:
@@ -56,15 +60,23 @@ def say(settings: Settings, message: str, session_id: str, user_id: str) -> None
 
     async def run() -> None:
         async with _conversation(settings, session_id, user_id) as conversation:
-            waiting = await conversation.turn(message)
-            while waiting is not None:
-                if not sys.stdin.isatty():
-                    calls = ", ".join(call.name for call in waiting.calls)
-                    raise CommandError(f"The agent needs approval to call {calls}. Run this at a terminal to decide.")
-                await _decide(waiting)
-                waiting = await conversation.turn(waiting.state)
+            if sys.stdin.isatty():
+                await _finish(conversation, await conversation.pending())
+            await _finish(conversation, await conversation.turn(message))
 
     asyncio.run(run())
+
+
+async def _finish(conversation: _Conversation, waiting: ApprovalNeeded | None) -> None:
+    """Have a turn decided, and go on with it, until it is done."""
+    while waiting is not None:
+        if not sys.stdin.isatty():
+            calls = ", ".join(call.name for call in waiting.calls)
+            raise CommandError(
+                f"The agent needs approval to call {calls}. The turn waits: run `chat` at a terminal to decide."
+            )
+        await _decide(waiting)
+        waiting = await conversation.turn(waiting)
 
 
 def converse(settings: Settings, session_id: str, user_id: str) -> None:
@@ -77,6 +89,7 @@ def converse(settings: Settings, session_id: str, user_id: str) -> None:
                 f"Session {name(session_id, user_id)}, {so_far}. Ctrl-C stops an answer, exit leaves, /help tells more."
             )
             prompt = _prompt()
+            await _exchange(conversation, await conversation.pending())
             while True:
                 try:
                     message = await prompt.prompt_async("> ")
@@ -101,11 +114,21 @@ def converse(settings: Settings, session_id: str, user_id: str) -> None:
 class _Conversation:
     agent: Agent[Any]
     session: StoredSession
-    max_items: int
-    trace_content: bool
+    settings: Settings
     items: int
     """How many were there at the start."""
-    shows_tool_errors: bool
+
+    async def pending(self) -> ApprovalNeeded | None:
+        """What an earlier process left to be decided. What does not fit the agent any more is given up, and told."""
+        try:
+            waiting = await pending(self.agent, self.session)
+        except ApprovalGone as gone:
+            note(f"{gone} It is discarded now.")
+            await discard(self.session)
+            return None
+        if waiting is not None:
+            note("An earlier turn waits for your decision.")
+        return waiting
 
     async def turn(self, said: Said) -> ApprovalNeeded | None:
         """Print what happens; what the agent needs approval for, None if it is done. Says what is stored if stopped."""
@@ -133,7 +156,16 @@ class _Conversation:
             note(text if len(text) <= LONGEST_NOTE else text[:LONGEST_NOTE] + "…")
 
         # Closed even when printing fails, which stops the run.
-        turn = run_turn(self.agent, self.session, said, max_items=self.max_items, trace_content=self.trace_content)
+        settings = self.settings
+        turn = run_turn(
+            self.agent,
+            self.session,
+            said,
+            max_items=settings.history_max_items,
+            max_tokens=settings.history_max_tokens,
+            wait_seconds=settings.session_wait_seconds,
+            trace_content=settings.trace_content,
+        )
         async with aclosing(turn) as events:
             async for event in events:
                 match event:
@@ -143,7 +175,7 @@ class _Conversation:
                     case ToolCalled(tool, arguments):
                         aside(f"→ {tool}({arguments})")
                     case ToolFinished(output, error):
-                        if error is not None and self.shows_tool_errors:
+                        if error is not None and shows_tool_errors(settings):
                             aside("The tool raised an error, which only you see (SHOW_TOOL_ERRORS):")
                             note("".join(traceback.format_exception(error)).rstrip(), lines=True)
                         aside(f"← {output}")
@@ -151,6 +183,8 @@ class _Conversation:
                         if new_name != agent_name:
                             aside(f"→ {new_name} takes over")
                         agent_name = new_name
+                    case ItemsLeftOut(what):
+                        aside(f"The model's server refused a part of the history. Without it: {' '.join(what)}")
                     case ApprovalNeeded():
                         return event
                     case Done(output):
@@ -165,21 +199,22 @@ async def _conversation(settings: Settings, session_id: str, user_id: str) -> As
         info = await store.find_session(session.ref)
         agent = build_agent(model)
         items = info.item_count if info else 0
-        yield _Conversation(
-            agent, session, settings.history_max_items, settings.trace_content, items, shows_tool_errors(settings)
-        )
+        yield _Conversation(agent, session, settings, items)
 
 
-async def _exchange(conversation: _Conversation, message: str) -> None:
-    """One message; an answer that fails does not end the conversation."""
+async def _exchange(conversation: _Conversation, said: str | ApprovalNeeded | None) -> None:
+    """One message, or what waits for a decision; an answer that fails does not end the conversation."""
     try:
-        waiting = await _stoppable(conversation.turn(message))
+        waiting = await _stoppable(conversation.turn(said)) if isinstance(said, str) else said
         while waiting is not None:
             await _decide(waiting)
-            waiting = await _stoppable(conversation.turn(waiting.state))
+            waiting = await _stoppable(conversation.turn(waiting))
     except asyncio.CancelledError:
         pass
-    except (SessionStoreError, TurnFailed) as error:
+    except ApprovalPending:  # of another process, since this conversation began
+        await _exchange(conversation, await conversation.pending())
+        note("Now say it once more.")
+    except (SessionStoreError, TurnFailed, TurnRefused) as error:
         complain(f"Error: {error}")
 
 
