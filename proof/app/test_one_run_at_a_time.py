@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from agents import Agent, function_tool, set_tracing_disabled
@@ -31,6 +30,7 @@ from my_agent.conversation.turn import (
 from my_agent.sessions import SessionRef, SessionStore, StoredSession
 from my_agent.sessions.errors import LeaseLost
 from my_agent.sessions.records import Batch, Row, new_id
+from proof.app.test_refusals import refused
 from proof.support.helpers import anything, texts, user
 from proof.support.scripted_model import CACHED, INPUT, OUTPUT, ScriptedModel, Step, call, say
 
@@ -383,12 +383,6 @@ async def test_the_cost_of_a_session_is_the_sum_of_its_turns(store: SessionStore
 # ── A history that the API refuses ──────────────────────────────────────────
 
 
-def refusal(message: str, param: str | None = None) -> openai.BadRequestError:
-    body = {"message": message, "type": "invalid_request_error", "param": param, "code": None}
-    response = httpx.Response(400, json={"error": body}, request=httpx.Request("POST", "http://x/v1/responses"))
-    return openai.BadRequestError(message, response=response, body=body)
-
-
 async def test_what_the_api_refuses_is_left_out_and_asked_again(store: SessionStore) -> None:
     image = anything(
         role="user",
@@ -398,7 +392,7 @@ async def test_what_the_api_refuses_is_left_out_and_asked_again(store: SessionSt
         ],
     )
     await session_of(store).add_items([image, *[anything(**dict(item)) for item in [user("and?")]]])
-    error = refusal("Error while downloading https://gone.example/a.png.", "url")
+    error = refused("Error while downloading https://gone.example/a.png.", "url")
     model = ScriptedModel(error, say("I cannot see it."))
     events = await events_of(agent_of(model=model), session_of(store), "What is it?")
     assert isinstance(events[0], ItemsLeftOut)
@@ -410,7 +404,7 @@ async def test_what_the_api_refuses_is_left_out_and_asked_again(store: SessionSt
 
 async def test_a_refusal_is_answered_once(store: SessionStore) -> None:
     await session_of(store).add_items([user("one")])
-    error = refusal("Error while downloading https://gone.example/a.png.", "url")
+    error = refused("Error while downloading https://gone.example/a.png.", "url")
     with pytest.raises(TurnFailed):
         await outcome(agent_of(error), session_of(store))
     assert await roles(store) == ["user"]

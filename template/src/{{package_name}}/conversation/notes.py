@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from ..sessions.records import Turn, new_id
 from .report import Usage
@@ -35,17 +37,18 @@ class TurnNote:
     def text(self) -> str:
         return json.dumps({"version": VERSION, **asdict(self)})
 
-    @classmethod
-    def of(cls, turn: Turn | None) -> Self | None:
+    @staticmethod
+    def of(turn: Turn | None) -> TurnNote | None:
         """What a record says; None if there is none, or this program cannot read it: a newer one wrote it."""
         try:
-            fields = json.loads(turn.content) if turn is not None else {}
-        except ValueError:
+            fields = json.loads(turn.content) if turn is not None else None
+            known = isinstance(fields, dict) and fields.pop("version", None) == VERSION
+            return _NOTES.validate_python(fields) if known else None
+        except ValueError:  # of pydantic as well
             return None
-        if not isinstance(fields, dict) or fields.pop("version", None) != VERSION:
-            return None
-        fields |= {name: Usage(**fields[name]) for name in ("usage", "total")}
-        return cls(**fields)
+
+
+_NOTES = TypeAdapter(TurnNote)
 
 
 def record(status: Status, note: TurnNote, turn: Turn | None = None, request_id: str | None = None) -> Turn:
