@@ -49,6 +49,7 @@ docs/database.md
 docs/http.md
 docs/operate.md
 docs/sessions.md
+docs/turns.md
 docs/update.md
 pyproject.toml
 src/my_agent/__init__.py
