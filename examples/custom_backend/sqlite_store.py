@@ -138,9 +138,8 @@ class SqliteStore(ConnectedStore):
             rows = self._newest(db, ref, -1 if limit is None else min(limit, 2**63 - 1))
             last = self._turns(db, ref, "ORDER BY number DESC LIMIT 1")
             same = self._turns(db, ref, "AND request_id = ? ORDER BY number DESC LIMIT 1", request_id)
-            return Leased(
-                [row for _, row in rows], *(found[0] if found else None for found in (last, same)), taken[0] == 1
-            )
+            newest, asked = (found[0] if found else None for found in (last, same))
+            return Leased([row for _, row in rows], newest, asked, taken[0] == 1)
 
         return await self._change(take)
 
