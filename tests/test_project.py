@@ -31,13 +31,13 @@ def test_its_own_tests_pass(installed: Install, backend: str) -> None:
 
 
 # About code that is the same for every backend, and uses a store as any other: each is proven on one of them or two.
+APP = (
+    *("agent_runs", "cli_chat", "env_files", "history_windows", "model", "model_servers", "offline", "openai_server"),
+    *("refusals", "tracing", "turns", "update", "warnings", "windows"),
+)
 ONCE = {
     "redis": (
-        *(f"app/test_{name}.py" for name in ("agent_runs", "cli_chat", "env_files", "history_windows", "model")),
-        *(
-            f"app/test_{name}.py"
-            for name in ("model_servers", "offline", "openai_server", "refusals", "update", "warnings", "windows")
-        ),
+        *(f"app/test_{name}.py" for name in APP),
         "transfer/test_fuzzed_imports.py",
         "transfer/test_sdk_import.py",
     ),
@@ -61,8 +61,15 @@ def test_the_proof_holds(installed: Install, backend: str) -> None:
 # What may come out differently with encryption, or where something stands between the store and its server. The rest of
 # the proof is about code that is the same there.
 CONTRACT = ("contract/test_contract",)
-MOVED = (*CONTRACT, *(f"contract/test_{name}" for name in ("batches", "cancellation", "damage", "imports", "times")))
-WRAPPED = (*CONTRACT, *(f"contract/test_{name}" for name in ("cancellation", "damage", "opening")), "encryption")
+MOVED = (
+    *CONTRACT,
+    *(f"contract/test_{name}" for name in ("batches", "cancellation", "damage", "imports", "leases", "times")),
+)
+WRAPPED = (
+    *CONTRACT,
+    *(f"contract/test_{name}" for name in ("cancellation", "damage", "leases", "opening")),
+    "encryption",
+)
 OF_REDIS = (*MOVED, "contract/test_concurrency", "redis/test_store")
 
 
