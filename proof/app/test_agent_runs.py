@@ -15,9 +15,11 @@ import pytest
 from agents import Agent, Model, ModelResponse, RunConfig, Runner, function_tool, set_tracing_disabled
 from agents.items import TResponseStreamEvent
 
+from my_agent.conversation.approvals import discard
 from my_agent.conversation.turn import (
     AgentChanged,
     ApprovalNeeded,
+    ApprovalPending,
     Done,
     Event,
     RunContext,
@@ -223,7 +225,10 @@ def refused(status: int, message: str, code: str | None = None) -> openai.APISta
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (refused(400, "no", "context_length_exceeded"), "The conversation is too long for this model. Lower HISTORY_M"),
+        (
+            refused(400, "no", "context_length_exceeded"),
+            "The conversation is too long for this model. Set or lower HISTORY_MAX_T",
+        ),
         (refused(400, "not\nthis"), "The model's server answered with an error (400). (not this)"),
         (refused(503, "busy"), "The model's server answered with an error (503). Try again. (busy)"),
         (refused(404, "none"), "The model does not exist, or this key may not use it. Check OPENAI_MODEL. (none)"),
@@ -332,8 +337,13 @@ async def test_a_turn_longer_than_what_is_read_is_stored_once(store: SessionStor
     assert [item.get("type") or item["role"] for item in model.seen[-1]] == [*turn, "user"]
 
 
-async def test_an_approval_that_nobody_gives_does_not_stop_the_conversation(store: SessionStore) -> None:
+async def test_an_approval_that_nobody_gives_holds_the_conversation_up_until_it_is_discarded(
+    store: SessionStore,
+) -> None:
     session, model = store.session("s"), Watching()
     assert isinstance((await events_of(session, 'Launch the rocket "Luna"', rocket_agent()))[-1], ApprovalNeeded)
+    with pytest.raises(ApprovalPending, match="launch_rocket"):
+        await ask(session, "My name is Ada", agent_with(model))
+    assert await discard(session)
     assert await ask(session, "My name is Ada", agent_with(model)) == "Nice to meet you, Ada!"
     assert texts(model.seen[0]) == ['Launch the rocket "Luna"', "My name is Ada"]

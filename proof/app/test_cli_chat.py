@@ -113,7 +113,10 @@ async def test_a_model_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Mo
 async def test_an_approval_needs_a_person() -> None:
     done = await run("chat", "delete the files", program=SLOW_AGENT)
     assert (done.code, done.out) == (1, "")
-    assert "Error: The agent needs approval to call delete_files. Run this at a terminal to decide." in done.err
+    assert "Error: The agent needs approval to call delete_files. The turn waits: run `chat` at a terminal" in done.err
+    done = await run("chat", "hello", program=SLOW_AGENT)
+    assert (done.code, done.out) == (1, "")
+    assert "Error: An earlier turn waits for a decision on: delete_files." in done.err
 
 
 # ── At a terminal ───────────────────────────────────────────────────────────

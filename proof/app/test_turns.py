@@ -24,6 +24,7 @@ from agents import (
 )
 from agents.items import TResponseInputItem
 
+from my_agent.conversation.approvals import discard
 from my_agent.conversation.report import Usage
 from my_agent.conversation.turn import (
     WHILE_STORING,
@@ -139,6 +140,7 @@ async def stored_by_turn(session: StoredSession) -> list[str]:
 async def seen_next(session: StoredSession) -> list[str]:
     """What the model of the next turn sees, without the beginning and the new message."""
     agent = agent_of(say("fine"))
+    await discard(session)
     assert isinstance((await events_of(agent, session, "Next"))[-1], Done)
     assert isinstance(agent.model, ScriptedModel)
     seen = kinds(agent.model.seen[0])
@@ -152,7 +154,19 @@ class Counting:
 
     def __init__(self, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
-        for name in ("append", "tail", "replace_tail", "pop", "pop_object", "take", "find_session"):
+        names = (
+            "append",
+            "tail",
+            "replace_tail",
+            "pop",
+            "pop_object",
+            "take",
+            "find_session",
+            "lease",
+            "release",
+            "turns",
+        )
+        for name in (*names, "change_turn"):
             monkeypatch.setattr(store, name, self._counted(name, getattr(store, name)))
 
     def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -250,7 +264,7 @@ async def test_a_turn_costs_one_read_and_one_write(
     session = store.session("s") if new else await begun(store)
     counting = Counting(store, monkeypatch)
     await events_of(SITUATIONS[name].agent(), session)
-    assert counting.calls == ["tail", "append"]
+    assert counting.calls == ["lease", "append"]
 
 
 @pytest.mark.parametrize("name", ["model fails after a tool", "input guardrail beside", "output guardrail"])
@@ -260,7 +274,7 @@ async def test_a_turn_that_breaks_off_writes_nothing(
     counting = Counting(store, monkeypatch)
     with pytest.raises(TurnFailed):
         await events_of(SITUATIONS[name].agent(), store.session("s"))
-    assert set(counting.calls) <= {"tail"}
+    assert counting.calls == ["lease", "release"]
     assert await store.find_session(SessionRef("", "s")) is None, "not even an empty session is left"
 
 

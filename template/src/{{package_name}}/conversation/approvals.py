@@ -87,6 +87,18 @@ async def claim(held: Hold, decided: ApprovalNeeded) -> Turn:
     return claimed
 
 
+async def resume(held: Hold) -> Turn | None:
+    """For a `RunState` that the app kept itself: the record of the turn that goes on, if the newest one waits or waited.
+
+    Whoever has the state may go on with it, also again.
+    """
+    turn, note = held.last, TurnNote.of(held.last)
+    if turn is None or note is None or turn.status not in ("approval", "resumed"):
+        return None
+    resumed = record("resumed", note, turn)
+    return resumed if resumed == turn or await held.change(turn, resumed) else None
+
+
 def refuse_while_pending(held: Hold) -> None:
     """Raise ApprovalPending if an earlier turn waits."""
     if held.last is not None and held.last.status == "approval":

@@ -17,7 +17,7 @@ from agents import Agent, Handoff, RunState
 
 from ..sessions import StoredSession
 from ..sessions.records import Turn
-from .approvals import claim, refuse_while_pending, restored
+from .approvals import claim, refuse_while_pending, restored, resume
 from .events import (
     AgentChanged,
     ApprovalGone,
@@ -122,6 +122,8 @@ async def run_turn(
                 yield await _answered_before(agent, session, held.same)
                 return
             refuse_while_pending(held)
+        else:
+            claimed = held.note.turn = await resume(held)
         run = TurnRun(held, message.state if isinstance(message, ApprovalNeeded) else message, claimed, wishes)
         runs.append(run)
         async with aclosing(run.events(_speaker(agent, held) if last_agent_goes_on else agent)) as events:
