@@ -1,7 +1,7 @@
 """A tool that needs a person's approval: the run stops, this process ends, and another one goes on with it.
 
-`approval.py ask` runs until somebody has to decide. `approval.py approve` (or `reject`) finds the turn that waits, perhaps
-days later and on another machine, and goes on with it. All that is needed is stored with the session.
+`approval.py ask` runs until somebody has to decide. `approval.py approve` (or `reject`) finds the turn that waits,
+perhaps days later and on another machine, and goes on with it. All that is needed is stored with the session.
 """
 
 import asyncio

@@ -149,9 +149,9 @@ class Listening(OfflineModel):
     def __init__(self) -> None:
         self.inputs: list[list[TResponseInputItem]] = []
 
-    async def stream_response(self, system: Any, input: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        self.inputs.append(list(input))
-        async for event in super().stream_response(system, input, *args, **kwargs):
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        self.inputs.append(list(kwargs["input"] if "input" in kwargs else args[1]))
+        async for event in super().stream_response(*args, **kwargs):
             yield event
 
 

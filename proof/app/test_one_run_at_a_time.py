@@ -59,7 +59,7 @@ class SlowModel(ScriptedModel):
         super().__init__(*script)
         self.seconds, self.asked = seconds, asyncio.Event()
 
-    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:  # type: ignore[override]
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         self.asked.set()
         await asyncio.sleep(self.seconds)
         async for event in super().stream_response(*args, **kwargs):

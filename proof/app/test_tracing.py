@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from my_agent.conversation.turn import trace_group
+from my_agent.conversation.run import trace_group
 from my_agent.sessions import SessionRef
 from proof.support import slow_agent
 from proof.support.command import run

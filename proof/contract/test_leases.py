@@ -124,7 +124,7 @@ async def test_a_session_with_something_in_it_stays(store: SessionStore, what: s
             await store.append(KEY, batch("a"))
         case "title" | "metadata":
             given = {"title": "T"} if what == "title" else {"metadata": {"pinned": True}}
-            assert await store.update_session(KEY, **given)  # type: ignore[arg-type]
+            assert await store.update_session(KEY, **given)
         case "turn":
             await store.append(KEY, batch(lease=token, turn=Turn("t", "done", "{}")))
     assert await store.release(KEY, token)

@@ -1,8 +1,8 @@
 """Runs that break off: at each write of a run with an approval in it, before the write is stored or after it.
 
 A plain run of the SDK writes six times: three until it waits for the approval, one when it is resumed, two more until
-its end. A turn of this project, which is streamed, writes the first three as one, and notes its end. What can be resumed, and from what,
-is the SDK's decision; where it cannot, the test says what a user gets instead.
+its end. A turn of this project, which is streamed, writes the first three as one, and notes its end. What can be
+resumed, and from what, is the SDK's decision; where it cannot, the test says what a user gets instead.
 """
 
 from __future__ import annotations

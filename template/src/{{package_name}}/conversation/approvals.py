@@ -88,7 +88,7 @@ async def claim(held: Hold, decided: ApprovalNeeded) -> Turn:
 
 
 async def resume(held: Hold) -> Turn | None:
-    """For a `RunState` that the app kept itself: the record of the turn that goes on, if the newest one waits or waited.
+    """For a `RunState` that the app kept itself: the record of the turn that goes on, if the newest waits or waited.
 
     Whoever has the state may go on with it, also again.
     """
