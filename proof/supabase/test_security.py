@@ -152,8 +152,8 @@ class Attempt(NamedTuple):
 def attempts(tables: list[str], functions: dict[str, list[str]], batch_id: str) -> Iterator[Attempt]:
     """Every way to reach somebody's data through the API."""
     for table in tables:
-        row = {"user_id": ALICE, "session_id": VICTIM.session_id}
-        item: dict[str, object] = row | ({"content": EVIL} if table == "agent_sessions" else {})
+        row: dict[str, object] = {"user_id": ALICE, "session_id": VICTIM.session_id}
+        item = row | ({"content": EVIL} if table == "agent_sessions" else {})
         if table == "agent_session_canary":
             item = {"user_id": ALICE, "text": EVIL}
         if table == "agent_session_batches":
