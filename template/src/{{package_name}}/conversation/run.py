@@ -111,7 +111,8 @@ class TurnRun:
             result = self._result
             assert result is not None  # noqa: S101 - it was followed
             if self._held.lost:
-                raise TurnFailed("The turn was stopped from elsewhere. Nothing of it is stored.")
+                left = "Nothing of it" if isinstance(self._said, str) else "Of what came after the approval, each finished step"
+                raise TurnFailed(f"The turn was stopped from elsewhere. {left} is stored.")
             _check_finished(result)
             turn = self._record(result)
             await _commit(session, turn)
