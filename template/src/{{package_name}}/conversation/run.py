@@ -111,8 +111,8 @@ class TurnRun:
             result = self._result
             assert result is not None  # noqa: S101 - it was followed
             if self._held.lost:
-                left = "Nothing of it" if isinstance(self._said, str) else "Of what came after the approval, each finished step"
-                raise TurnFailed(f"The turn was stopped from elsewhere. {left} is stored.")
+                left = "Nothing of it is" if isinstance(self._said, str) else "Its finished steps are"
+                raise TurnFailed(f"The turn was stopped from elsewhere. {left} stored.")
             _check_finished(result)
             turn = self._record(result)
             await _commit(session, turn)
