@@ -56,8 +56,9 @@ comment on function public.agent_session_batch_of_older_program is
 -- One statement, for tools that do not apply a migration in one transaction.
 do $$
 begin
-  -- Writers wait. In the order in which an append takes these locks, or the two would wait for each other.
-  lock table public.agent_session_info, public.agent_sessions in share row exclusive mode;
+  -- Writers wait, for this one table: they take it and agent_session_info in either order, as their statement is planned anew
+  -- or not, so whoever took both could wait for a writer that waits for it.
+  lock table public.agent_sessions in share row exclusive mode;
   insert into public.agent_session_batches (user_id, session_id, batch_id, created_at)
     select item.user_id, item.session_id, item.batch_id, item.created_at
     from public.agent_session_info as info
