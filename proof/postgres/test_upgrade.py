@@ -133,11 +133,11 @@ async def test_writers_wait_for_the_upgrade_and_lose_and_double_nothing(
             await append(program, statement, *(row.content for row in again.rows), batch_id=again.id)
 
     writer = asyncio.create_task(write())
-    while len(sent) < 20 and not writer.done():
+    while len(sent) < 20 and not writer.done():  # noqa: ASYNC110 - the writer runs on its own
         await asyncio.sleep(0.01)
     async with await upgraded(old_database) as store:
         known = len(sent)
-        while len(sent) < known + 20 and not writer.done():
+        while len(sent) < known + 20 and not writer.done():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         done.set()
         await writer
