@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from my_agent.sessions import RedisStore, SessionRef, StoreRefused
-from my_agent.sessions.records import Content
+from my_agent.sessions.records import Content, Turn, new_id
 from my_agent.sessions.redis.checks import COMMANDS
 from proof.redis import servers as redis_servers
 from proof.redis.servers import Server
@@ -45,11 +45,28 @@ async def use_everything(store: RedisStore) -> None:
     assert await store.rewrite(KEY, Content("T", {"a": 1}, rows), Content("U", {}, [row.upper() for row in rows]))
     assert await store.canary(None, "a") == "a"
     assert await store.canary("a", None) is None
+    await use_turns(store)
     await store.clear(KEY)
     assert await store.delete_session(KEY)
     assert await store.delete_user("ada") == 1
     await store.append(KEY, batch("a"))
     assert await store.prune(datetime.now(UTC)) == 1
+
+
+async def use_turns(store: RedisStore) -> None:
+    token, turn = new_id(), Turn("t", "paused", "{}", "r")
+    assert await store.lease(KEY, token, 60, limit=None, request_id="r") is not None
+    assert await store.renew(KEY, token, 60)
+    await store.append(KEY, batch("d")._replace(lease=token, turn=turn, release=True))
+    assert await store.change_turn(KEY, turn, turn._replace(status="done"))
+    assert [found.status for found in await store.turns(KEY)] == ["done"]
+    assert (await store.page(KEY)).rows[-1] == "d"
+    copy = SessionRef("ada", "copy")
+    assert await store.fork(KEY, copy)
+    assert await store.delete_session(copy)
+    assert await store.lease(copy, token, 60) is not None
+    assert await store.release(copy, token)
+    assert await store.find_session(copy) is None
 
 
 async def test_the_user_may_do_what_the_store_does_and_nothing_else(confining: Server) -> None:

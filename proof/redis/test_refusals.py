@@ -13,7 +13,7 @@ import redis
 from pydantic import SecretStr
 
 from my_agent.sessions import RedisSettings, RedisStore, SessionRef, SessionStoreError, StoreRefused, StoreUnavailable
-from my_agent.sessions.records import Batch, Content, Row
+from my_agent.sessions.records import Batch, Content, Row, Turn, new_id
 from my_agent.sessions.redis import store as redis_store
 from my_agent.sessions.redis.checks import COMMANDS
 from my_agent.sessions.redis.connection import RedisConnection
@@ -24,6 +24,9 @@ from proof.redis.servers import PASSWORD, Server, until
 
 KEY = SessionRef("ada", "s")
 KEYS = keys_of("agent", KEY)
+LEASED, EMPTY, NEW = (SessionRef("ada", name) for name in ("leased", "empty", "new"))
+TOKEN, OTHER = new_id(), new_id()
+TURN = Turn("t", "paused", "{}", "r")
 Snapshot = dict[bytes, tuple[object, bool]]
 
 
@@ -40,7 +43,24 @@ CALLS: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "update": lambda store: store.update_session(KEY, title="t", metadata={"a": 1}),
     "rewrite": lambda store: store.rewrite(KEY, Content(None, {}, ["a", "b"]), Content(None, {"b": 2}, ["A", "B"])),
     "delete": lambda store: store.delete_session(KEY),
+    "lease": lambda store: store.lease(KEY, OTHER, 60, limit=None, request_id="r"),
+    "lease of a new one": lambda store: store.lease(NEW, OTHER, 60),
+    "renew": lambda store: store.renew(LEASED, TOKEN, 60),
+    "leased append": lambda store: store.append(LEASED, batch("c")._replace(lease=TOKEN, turn=TURN, release=True)),
+    "release": lambda store: store.release(LEASED, TOKEN),
+    "release of an empty one": lambda store: store.release(EMPTY, TOKEN),
+    "change turn": lambda store: store.change_turn(LEASED, TURN, TURN._replace(status="done")),
+    "clear turns": lambda store: store.clear(LEASED),
+    "fork": lambda store: store.fork(KEY, NEW),
 }
+
+
+async def fill(store: RedisStore) -> None:
+    """A session of the rows a and b, one that is leased and has a turn, and one that has nothing but its lease."""
+    await store.append(KEY, batch("a", "b"))
+    for ref in (LEASED, EMPTY):
+        assert await store.lease(ref, TOKEN, 60) is not None
+    await store.append(LEASED, batch("a")._replace(lease=TOKEN, turn=TURN))
 
 
 def admin(server: Server) -> redis.Redis:
@@ -56,9 +76,9 @@ def snapshot(server: Server) -> Snapshot:
 
 @pytest.fixture
 async def store(own_server: Server, connection: RedisConnection) -> AsyncIterator[RedisStore]:
-    """An open store with one session of the rows a and b, on a server of its own."""
+    """An open store with what `fill` puts in, on a server of its own."""
     async with RedisStore(settings_for(own_server.url, session_ttl=100.0, redis_timeout_seconds=2.0)) as store:
-        await store.append(KEY, batch("a", "b"))
+        await fill(store)
         yield store
 
 
@@ -78,7 +98,8 @@ async def test_a_key_of_another_app_in_the_way_changes_nothing(
     store: RedisStore, own_server: Server, part: str, call: str
 ) -> None:
     with admin(own_server) as client:
-        client.set(getattr(KEYS, part), "of another app")
+        for ref in (KEY, LEASED, EMPTY, NEW):
+            client.set(getattr(keys_of("agent", ref), part), "of another app")
     refusal = await changes_nothing_if_refused(own_server, CALLS[call](store))
     assert refusal is None or "SESSION_KEY_PREFIX" in str(refusal)
 
@@ -137,7 +158,7 @@ async def test_a_user_who_lacks_one_command_changes_nothing_or_all(
     for call in CALLS.values():
         with admin(own_server) as client:
             client.flushall()
-        await store.append(KEY, batch("a", "b"))
+        await fill(store)
         refusal = await changes_nothing_if_refused(own_server, call(poor))
         assert refusal is None or (isinstance(refusal, StoreRefused) and "Grant the rights" in str(refusal)), refusal
         assert refusal is None or "user_script" not in str(refusal)

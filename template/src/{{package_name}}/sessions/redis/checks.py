@@ -20,6 +20,7 @@ COMMANDS = (
     "GET KEY",
     "HGET KEY x",
     "HMGET KEY x",
+    "HDEL KEY x",
     "HSET KEY x 1",
     "LLEN KEY",
     "LRANGE KEY 0 1",

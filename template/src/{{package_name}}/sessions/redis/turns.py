@@ -20,9 +20,10 @@ LOST = -2
 _TURNS = (
     f"\nlocal KEPT, SECONDS, LOST = {TURNS_KEPT}, {TURN_DAYS * 86400}, {LOST}"
     + """
+-- With HMGET, which every script has called before its first write: whoever may not is refused there.
 local function numbers()
   local found = {}
-  for number in string.gmatch(redis.call('HGET', info, 'turns') or '', '%d+') do
+  for number in string.gmatch(redis.call('HMGET', info, 'turns')[1] or '', '%d+') do
     found[#found + 1] = number
   end
   return found
@@ -47,7 +48,7 @@ local function turn(number)
 end
 
 local function numbered(kind, name)
-  return redis.call('HGET', info, 'turn_' .. kind .. ':' .. name)
+  return redis.call('HMGET', info, 'turn_' .. kind .. ':' .. name)[1]
 end
 
 local function forget(number)
@@ -106,6 +107,12 @@ end
 if unlisted() then
   return UNLISTED
 end
+local rows = {}
+if ARGV[7] == '' then
+  rows = redis.call('LRANGE', items, 0, -1)
+elseif ARGV[7] ~= '0' then
+  rows = redis.call('LRANGE', items, '-' .. ARGV[7], -1)
+end
 need_to_write()
 local began = not known[1] or held[3] == '1'
 set('lease', ARGV[5])
@@ -119,12 +126,6 @@ if known[1] then
 else
   written()
 end
-local rows = {}
-if ARGV[7] == '' then
-  rows = redis.call('LRANGE', items, 0, -1)
-elseif ARGV[7] ~= '0' then
-  rows = redis.call('LRANGE', items, '-' .. ARGV[7], -1)
-end
 return {began and 1 or 0, last, same, rows}
 """
 )
@@ -133,7 +134,7 @@ return {began and 1 or 0, last, same, rows}
 RENEW = Script.of(
     TIME
     + """
-if redis.call('HGET', KEYS[1], 'lease') ~= ARGV[1] then
+if redis.call('HMGET', KEYS[1], 'lease')[1] ~= ARGV[1] then
   return 0
 end
 redis.call('HSET', KEYS[1], 'lease_until', text_of(now + ARGV[2]))
@@ -176,7 +177,7 @@ LEASED_APPEND = Script.of(
 if redis.call('ZSCORE', batches, ARGV[5]) then
   return 1
 end
-if not known[1] or redis.call('HGET', info, 'lease') ~= ARGV[8] then
+if not known[1] or redis.call('HMGET', info, 'lease')[1] ~= ARGV[8] then
   return LOST
 end
 need_to_remember()
@@ -190,7 +191,8 @@ if ARGV[10] == '1' then
   local list, number = numbers(), numbered('id', ARGV[11])
   local old = turn(number)
   if not old then
-    number = tostring(redis.call('HINCRBY', info, 'turn_next', 1))
+    number = text_of((tonumber(redis.call('HMGET', info, 'turn_next')[1] or '') or 0) + 1)
+    set('turn_next', number)
     list[#list + 1] = number
   end
   local kept = {}
@@ -255,7 +257,7 @@ CHANGE_TURN = Script.of(
     + "local info = KEYS[1]"
     + _TURNS
     + """
-if ARGV[1] == '1' and redis.call('HGET', info, 'lease') ~= ARGV[2] then
+if ARGV[1] == '1' and redis.call('HMGET', info, 'lease')[1] ~= ARGV[2] then
   return 0
 end
 local number = numbered('id', ARGV[3])
@@ -300,6 +302,7 @@ for position = 5, 6 do
   redis.call('ZSCORE', KEYS[position], ARGV[2])
   need('ZADD', KEYS[position])
 end
+need('LRANGE', KEYS[1])
 need('RPUSH', KEYS[3])
 need('HSET', KEYS[4])
 local fields = {'created_at', text_of(now), 'updated_at', text_of(now), 'ttl', ARGV[1]}
