@@ -130,7 +130,8 @@ class SqliteStore(ConnectedStore):
             began = db.execute(begin, [*ref, now, now]).rowcount
             taken = db.execute(
                 "UPDATE info SET lease = ?, lease_until = ?, lease_began = coalesce(lease_began, ?) WHERE user_id = ? "
-                "AND session_id = ? AND (lease IS NULL OR lease = ? OR lease_until <= ?) RETURNING lease_began",
+                "AND session_id = ? AND (lease IS NULL OR lease = ? OR lease_until <= ?) "
+                "RETURNING lease_began AND item_count = 0",
                 [token.hex, now + int(seconds * 1e6), began, *ref, token.hex, now],
             ).fetchone()
             if taken is None:

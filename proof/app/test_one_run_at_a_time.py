@@ -277,6 +277,27 @@ async def test_of_two_approvals_at_once_one_runs_the_tool(store: SessionStore) -
     assert launched == ["Apollo"]
 
 
+async def test_a_decision_of_the_pause_before_is_refused(store: SessionStore) -> None:
+    await paused(store)
+    agent = agent_of(call("launch_rocket", text="Gemini"))  # which pauses again
+    first, late = [await found(store, agent) for _ in range(2)]
+    assert isinstance(await outcome(agent, session_of(store), first), ApprovalNeeded)
+    with pytest.raises(ApprovalGone):
+        await outcome(agent, session_of(store), late)
+    assert launched == ["Apollo"]
+
+
+async def test_a_run_that_is_cancelled_again_and_again_leaves_no_lease(store: SessionStore) -> None:
+    model = SlowModel(say("slow"), seconds=5)
+    run = asyncio.create_task(outcome(agent_of(model=model), session_of(store)))
+    await model.asked.wait()
+    while not run.done():
+        run.cancel()
+        await asyncio.sleep(0)
+    assert run.cancelled()
+    assert await outcome(agent_of(say("hi")), session_of(store), wait_seconds=1) == Done("hi")
+
+
 async def test_a_new_message_waits_until_the_decision(store: SessionStore) -> None:
     await paused(store)
     agent = agent_of(say("hi"))

@@ -81,6 +81,23 @@ async def test_a_lease_that_expired_can_be_taken_and_is_lost_then(store: Session
     assert await store.tail(KEY, None) == ["a", "b", "d"]
 
 
+async def test_what_a_dead_run_left_is_a_session_only_if_there_is_something_in_it(store: SessionStore) -> None:
+    assert await store.lease(KEY, new_id(), 0.01) is not None
+    await asyncio.sleep(0.05)
+    taken = await store.lease(KEY, new_id(), 0.01)
+    assert taken is not None
+    assert taken.began
+    await store.append(KEY, batch("a"))
+    await asyncio.sleep(0.05)
+    token = new_id()
+    taken = await store.lease(KEY, token, LONG)
+    assert taken is not None
+    assert not taken.began
+    assert not await store.fork(SessionRef("ada", "none"), KEY)
+    assert await store.release(KEY, token)
+    assert await store.tail(KEY, None) == ["a"]
+
+
 async def test_a_renewed_lease_is_kept(store: SessionStore) -> None:
     token = await take(store, seconds=0.05)
     assert await store.renew(KEY, token, LONG)

@@ -13,6 +13,7 @@ from unicodedata import category
 from uuid import UUID
 
 import pytest
+from agents.items import TResponseInputItem
 from agents.run_internal.items import fingerprint_input_item
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,11 +137,15 @@ async def test_the_limit_is_counted_in_bytes_to_the_last(settings: BackendSettin
 
 async def test_an_item_of_the_largest_size_is_kept(store: SessionStore) -> None:
     session = store.session("s")
-    room = store.settings.session_max_item_bytes - len(encode_item(user("")))
-    await session.add_items([user("x" * room)])
-    assert await session.get_items() == [user("x" * room)]
+
+    def sized(more: int) -> TResponseInputItem:  # in two parts: one alone would be longer than models take
+        return anything(role="user", content=[{"type": "input_text", "text": "x" * size} for size in (2**23, more)])
+
+    room = store.settings.session_max_item_bytes - len(encode_item(sized(0)))
+    await session.add_items([sized(room)])
+    assert await session.get_items() == [sized(room)]
     with pytest.raises(ItemTooLarge):
-        await session.add_items([user("x" * (room + 1))])
+        await session.add_items([sized(room + 1)])
 
 
 # ── Names ───────────────────────────────────────────────────────────────────

@@ -87,7 +87,10 @@ begin  -- changes
   if not found then
     return null;
   end if;
-  select began into v_began from public.agent_session_leases where user_id = p_user_id and session_id = p_session_id;
+  select lease.began and info.item_count = 0 into v_began
+    from public.agent_session_leases as lease
+    join public.agent_session_info as info on info.user_id = lease.user_id and info.session_id = lease.session_id
+    where lease.user_id = p_user_id and lease.session_id = p_session_id;
   return array[
     case when v_began then 'began' end,
     (select to_json(turn)::text from public.agent_session_turns as turn

@@ -63,7 +63,7 @@ async def restored(agent: Agent[Any], user_id: str, turn: Turn) -> ApprovalNeede
             f"The run that waits for a decision does not fit the agent any more ({error}). Discard it, and ask again."
         ) from error
     calls = [ToolCalled(call["name"], call["arguments"]) for call in note.calls]
-    return ApprovalNeeded(calls, state, note.usage, turn.id)
+    return ApprovalNeeded(calls, state, note.usage, turn.id, note.pause)
 
 
 async def claim(held: Hold, decided: ApprovalNeeded) -> Turn:
@@ -75,7 +75,7 @@ async def claim(held: Hold, decided: ApprovalNeeded) -> Turn:
     turn = held.last
     gone = ApprovalGone("This was decided already, or the conversation went on without it.")
     note = TurnNote.of(turn)
-    if turn is None or note is None or turn.id != decided.turn_id:
+    if turn is None or note is None or (turn.id, note.pause) != (decided.turn_id, decided.pause):
         raise gone
     if turn.status == "resumed" and note.claim == decided.claim:
         return turn

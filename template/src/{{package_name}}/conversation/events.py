@@ -61,6 +61,8 @@ class ApprovalNeeded:
     usage: Usage = field(default=Usage(), compare=False)
     """What it cost until here."""
     turn_id: str = field(default="", compare=False)
+    pause: str = field(default="", compare=False, repr=False)
+    """Which pause of the turn this is."""
     claim: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
     """Shows who goes on with the turn, so that whoever was broken off may try again."""
 

@@ -85,7 +85,8 @@ async def hold(
     try:
         leased = await _take(session, token, wait_seconds, limit, request_id)
     except asyncio.CancelledError:
-        await give_back()
+        with suppress(SessionStoreError):  # it expires
+            await give_back()
         raise
     held = Hold(session, token, leased, limit)
     renewal = asyncio.create_task(_renew(held, on_lost))
@@ -93,10 +94,24 @@ async def hold(
         yield held
     finally:
         renewal.cancel()
-        await asyncio.wait({renewal})
-        if not (held.note.released or held.lost):
-            with suppress(SessionStoreError):  # it expires
-                await give_back()
+        try:
+            await wait_for_end(renewal)
+        finally:
+            if not (held.note.released or held.lost):
+                with suppress(SessionStoreError):  # it expires
+                    await give_back()
+
+
+async def wait_for_end(task: asyncio.Task[None]) -> None:
+    """Wait until a task has ended, however often the caller is cancelled (anyio repeats it); then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _take(

@@ -31,6 +31,8 @@ class TurnNote:
     """What waits for an approval: call_id, name and arguments of each."""
     state: dict[str, Any] | None = None
     """The run that waits, as the SDK's `RunState.to_json` gives it."""
+    pause: str = ""
+    """Which pause of the turn it is: one that goes on may pause again."""
     claim: str = ""
     """Who went on with it."""
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 import openai
 from agents import (
@@ -41,7 +42,7 @@ from .events import (
     TurnFailed,
 )
 from .history import history_settings, history_window
-from .hold import Hold
+from .hold import Hold, wait_for_end
 from .notes import TurnNote, record
 from .refusals import Repaired, without_refused
 from .report import TurnReport
@@ -114,7 +115,8 @@ class TurnRun:
                 left = "Nothing of it is" if isinstance(self._said, str) else "Its finished steps are"
                 raise TurnFailed(f"The turn was stopped from elsewhere. {left} stored.")
             _check_finished(result)
-            turn = self._record(result)
+            note = self._noted(result)
+            turn = record("approval" if result.interruptions else "done", note, self._claimed, self._wishes.request_id)
             await _commit(session, turn)
         except BaseException as error:
             self._report.log(error, session.stored)
@@ -125,7 +127,7 @@ class TurnRun:
         self._report.log("approval" if result.interruptions else "done", session.stored)
         if result.interruptions:
             calls = [ToolCalled(call.name or "?", call.arguments or "") for call in result.interruptions]
-            yield ApprovalNeeded(calls, result.to_state(), self._report.usage, turn.id)
+            yield ApprovalNeeded(calls, result.to_state(), self._report.usage, turn.id, note.pause)
         else:
             yield Done(str(result.final_output), self._report.usage, turn.id)
 
@@ -191,26 +193,25 @@ class TurnRun:
             result.cancel(mode="immediate")
         # The SDK does not wait for a write that has begun when it is cancelled itself; the next turn would overtake it.
         if result.run_loop_task is not None:
-            await asyncio.wait({result.run_loop_task})
+            await wait_for_end(result.run_loop_task)
             with suppress(asyncio.CancelledError):
                 result.run_loop_task.exception()
 
-    def _record(self, result: RunResultStreaming) -> Turn:
+    def _noted(self, result: RunResultStreaming) -> TurnNote:
         """What is noted of the turn."""
         usage = self._report.usage
         before = TurnNote.of(self._held.last) or TurnNote("")
         note = TurnNote(result.last_agent.name, usage=usage, total=before.total + usage)
         if self._claimed is not None:
             note = replace(note, usage=before.usage + usage)
-        request_id = self._wishes.request_id
         if not result.interruptions:
-            return record("done", replace(note, output=str(result.final_output)), self._claimed, request_id)
+            return replace(note, output=str(result.final_output))
         calls = [
             {"call_id": call.call_id or "", "name": call.name or "?", "arguments": call.arguments or ""}
             for call in result.interruptions
         ]
         state = result.to_state().to_json(context_serializer=vars)
-        return record("approval", replace(note, calls=calls, state=state), self._claimed, request_id)
+        return replace(note, calls=calls, state=state, pause=uuid4().hex)
 
 
 async def _commit(session: TurnSession, turn: Turn) -> None:

@@ -155,7 +155,7 @@ class Leased(NamedTuple):
     same: Turn | None
     """The turn whose `request_id` was asked for."""
     began: bool
-    """Whether there was no session before."""
+    """Whether there was no session before: it began with a lease, and nothing came in."""
 
     @classmethod
     def of_array(cls, found: Sequence[str | None] | None) -> Self | None:

@@ -14,11 +14,13 @@ from ..records import TURN_DAYS, TURNS_KEPT, Leased, Turn
 from .connection import Script
 from .scripts import COMMON, RIGHTS, TIME
 
+LONGEST_LEASE = 3600
+"""A lease that lasts for more seconds than this was taken under a wrong clock, and is not one."""
 LOST = -2
 """Answer of a script that needs a lease which is not the session's (any more)."""
 
 _TURNS = (
-    f"\nlocal KEPT, SECONDS, LOST = {TURNS_KEPT}, {TURN_DAYS * 86400}, {LOST}"
+    f"\nlocal KEPT, SECONDS, LONGEST, LOST = {TURNS_KEPT}, {TURN_DAYS * 86400}, {LONGEST_LEASE} * 1000000, {LOST}"
     + """
 -- With HMGET, which every script has called before its first write: whoever may not is refused there.
 local function numbers()
@@ -44,7 +46,7 @@ end
 -- Its parts; false if there is none, or it is too old.
 local function turn(number)
   local parts = number and redis.call('HMGET', info, unpack(names(number)))
-  return parts and parts[1] and math.abs(second - parts[7]) <= SECONDS and parts or false
+  return parts and parts[1] and math.abs(second - (tonumber(parts[7] or '') or 0)) <= SECONDS and parts or false
 end
 
 local function numbered(kind, name)
@@ -101,7 +103,8 @@ LEASE = Script.of(
     + _TURNS
     + """
 local held = redis.call('HMGET', info, 'lease', 'lease_until', 'lease_began')
-if held[1] and held[1] ~= ARGV[5] and tonumber(held[2]) > now then
+local left = (tonumber(held[2] or '') or 0) - now
+if held[1] and held[1] ~= ARGV[5] and left > 0 and left <= LONGEST then
   return false
 end
 if unlisted() then
@@ -121,12 +124,22 @@ set('lease_began', began and '1' or '0')
 local list = numbers()
 local last = turn(list[#list])
 local same = ARGV[8] == '1' and turn(numbered('request', ARGV[9]))
-if known[1] then
-  redis.call('HSET', info, unpack(fields))
-else
+if not known[1] then
   written()
+else
+  if (known[4] or '0') ~= ttl then
+    set('ttl', ttl)
+  end
+  redis.call('HSET', info, unpack(fields))
+  for _, key in ipairs(expires and {items, info} or {}) do  -- what a run has read does not expire before it writes
+    if expires == 'PEXPIRE' then
+      redis.call('PEXPIRE', key, ttl)
+    else
+      redis.call('PERSIST', key)
+    end
+  end
 end
-return {began and 1 or 0, last, same, rows}
+return {began and count == 0 and 1 or 0, last, same, rows}
 """
 )
 
@@ -338,7 +351,7 @@ return 1
 def turn_of(parts: list[str | None]) -> Turn:
     """A turn as the scripts return it."""
     turn_id, request_id, status, content, first, last, _ = parts
-    position = [None if each is None else int(each) for each in (first, last)]
+    position = [int(each) if each is not None and each.isdecimal() else None for each in (first, last)]
     return Turn(turn_id or "", status or "", content or "", request_id, *position)
 
 
