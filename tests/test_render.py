@@ -82,7 +82,6 @@ src/my_agent/conversation/report.py
 src/my_agent/conversation/run.py
 src/my_agent/conversation/tracing.py
 src/my_agent/conversation/turn.py
-src/my_agent/conversation/turn_session.py
 src/my_agent/dev/__init__.py
 src/my_agent/dev/engine.py
 src/my_agent/dev/keeper.py
@@ -107,6 +106,7 @@ src/my_agent/sessions/settings.py
 src/my_agent/sessions/shared.py
 src/my_agent/sessions/store.py
 src/my_agent/sessions/strings.py
+src/my_agent/sessions/turn_buffer.py
 src/my_agent/settings.py
 src/my_agent/transfer/__init__.py
 src/my_agent/transfer/file.py

@@ -26,7 +26,7 @@ from my_agent.conversation.turn import Done, TextDelta, ToolCalled, TurnFailed, 
 from my_agent.dev.offline import OfflineModel
 from my_agent.sessions import SessionStore
 from my_agent.settings import Settings
-from proof.support.helpers import missing, texts
+from proof.support.helpers import missing
 from proof.support.sample_agent import build_agent
 
 PACKAGE = "@copilotkit/aimock@1.43.0"
@@ -189,7 +189,7 @@ async def test_a_broken_server_is_asked_again_and_then_said(store: SessionStore,
     with pytest.raises(TurnFailed, match=r"^The model's server answered with an error \(500\)\. Try again\."):
         await ask(store, settings_for(server), "Break")
     assert len(server.requests()) == 3
-    assert texts(await store.session("s", user_id="ada").get_items()) == ["Break"]
+    assert await store.session("s", user_id="ada").get_items() == []
 
 
 async def test_a_server_that_is_down_is_said(store: SessionStore) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
-from agents import Agent, RunContextWrapper, RunState, UserError
+from agents import Agent, RunContextWrapper, RunState
 
-from ..sessions import StoredSession
+from ..sessions import SessionStoreError, StoredSession
 from ..sessions.paging import again
 from ..sessions.records import Turn
+from ..sessions.retry import run_to_completion
 from .events import ApprovalGone, ApprovalNeeded, ApprovalPending, RunContext, ToolCalled
 from .hold import Hold, hold
 from .notes import TurnNote, record
@@ -58,7 +62,8 @@ async def restored(agent: Agent[Any], user_id: str, turn: Turn) -> ApprovalNeede
         state: RunState[RunContext] = await RunState.from_json(
             agent, note.state, context_override=RunContextWrapper(RunContext(user_id))
         )
-    except (UserError, ValueError, KeyError, TypeError) as error:
+        _check_tools(note, state)
+    except Exception as error:  # whatever the SDK raises of a state that is damaged, or of another release
         raise ApprovalGone(
             f"The run that waits for a decision does not fit the agent any more ({error}). Discard it, and ask again."
         ) from error
@@ -66,28 +71,54 @@ async def restored(agent: Agent[Any], user_id: str, turn: Turn) -> ApprovalNeede
     return ApprovalNeeded(calls, state, note.usage, turn.id, note.pause)
 
 
-async def claim(held: Hold, decided: ApprovalNeeded) -> Turn:
-    """Be the one who goes on with a decided turn; its record from now on.
+def _check_tools(note: TurnNote, state: RunState[RunContext]) -> None:
+    """Found out here, a lost tool uses no decision up. Tools of MCP servers are known when the run begins."""
+    waiting = state.get_interruptions()
+    if len(waiting) != len(note.calls):
+        raise LookupError("an agent that called a tool is gone")
+    for call in waiting:
+        if call.tool_lookup_key is None or call.agent.mcp_servers:
+            continue
+        if call.tool_name not in {tool.name for tool in call.agent.tools}:
+            raise LookupError(f"the tool {call.tool_name} is gone")
+
+
+@asynccontextmanager
+async def claim(held: Hold, message: str | ApprovalNeeded | RunState[RunContext]) -> AsyncIterator[Turn | None]:
+    """Be the one who goes on with a decided turn: its record from now on. None for a new turn.
+
+    If the run breaks off before it did anything, the turn waits for its decision again.
 
     Raises:
         ApprovalGone: Somebody else did, or it waits no longer.
+        ApprovalPending: This is a new message, and an earlier turn waits.
     """
-    turn = held.last
+    if isinstance(message, str):
+        _refuse_while_pending(held)
+        yield None
+        return
+    if isinstance(message, RunState):
+        yield await _resumed(held)
+        return
+    turn, note = held.last, TurnNote.of(held.last)
     gone = ApprovalGone("This was decided already, or the conversation went on without it.")
-    note = TurnNote.of(turn)
-    if turn is None or note is None or (turn.id, note.pause) != (decided.turn_id, decided.pause):
+    if turn is None or note is None or (turn.id, note.pause) != (message.turn_id, message.pause):
         raise gone
-    if turn.status == "resumed" and note.claim == decided.claim:
-        return turn
     if turn.status != "approval":
         raise gone
-    claimed = record("resumed", replace(note, claim=decided.claim), turn)
-    if not await held.change(turn, claimed):
-        raise gone
-    return claimed
+    claimed = record("resumed", replace(note, claim=uuid4().hex), turn)
+    try:
+        if not await held.change(turn, claimed):
+            raise gone
+        yield claimed
+    except BaseException:
+        if not (held.acted or held.buffer.stored or held.buffer.released):
+            with suppress(SessionStoreError):
+                await run_to_completion(held.change(claimed, turn), held.session.store.settings.session_settle_seconds)
+        raise
 
 
-async def resume(held: Hold) -> Turn | None:
+async def _resumed(held: Hold) -> Turn | None:
     """For a `RunState` that the app kept itself: the record of the turn that goes on, if the newest waits or waited.
 
     Whoever has the state may go on with it, also again.
@@ -99,8 +130,7 @@ async def resume(held: Hold) -> Turn | None:
     return resumed if resumed == turn or await held.change(turn, resumed) else None
 
 
-def refuse_while_pending(held: Hold) -> None:
-    """Raise ApprovalPending if an earlier turn waits."""
+def _refuse_while_pending(held: Hold) -> None:
     if held.last is not None and held.last.status == "approval":
         note = TurnNote.of(held.last)
         names = ", ".join(call["name"] for call in note.calls) if note else "?"

@@ -36,8 +36,11 @@ async def fork_before(session: StoredSession, new_session_id: str, nth: int = 1)
 
     Raises:
         NothingToEdit: There are fewer messages, or there is such a session already.
+        ValueError: `nth` is less than 1.
         SessionStoreError: The store failed.
     """
+    if nth < 1:
+        raise ValueError("nth counts from 1, the newest message.")
     store, before, left = session.store, None, nth
     while True:
         page = await again(store, store.page, session.ref, before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from uuid import uuid4
 
 from agents import RunState
 
@@ -63,8 +62,6 @@ class ApprovalNeeded:
     turn_id: str = field(default="", compare=False)
     pause: str = field(default="", compare=False, repr=False)
     """Which pause of the turn this is."""
-    claim: str = field(default_factory=lambda: uuid4().hex, compare=False, repr=False)
-    """Shows who goes on with the turn, so that whoever was broken off may try again."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
-from agents.items import TResponseInputItem
-
 from ..sessions import SessionStoreError, StoredSession
 from ..sessions.paging import again
 from ..sessions.records import Leased, Turn, new_id
 from ..sessions.retry import run_to_completion
-from ..sessions.session import LeaseNote
+from ..sessions.turn_buffer import TurnBuffer
 from .events import SessionBusy
 
 LEASE_SECONDS = 15.0
@@ -26,34 +24,48 @@ RENEW_SECONDS = 1.5
 """How often a run keeps its lease: it notices within this time that it was stopped from elsewhere."""
 LONGEST_PAUSE = 0.5
 """Between two questions whether a session is free."""
+WHILE_STORING = "Stopped while the turn was being stored: all of it is, or nothing."
+"""Text of a cancellation that came too late to say which of the two."""
 
 
 class Hold:
     """A session that belongs to one run.
 
     Attributes:
-        session: The session; its `add_items` needs the lease.
-        note: What the next write adds: the turn, and whether it gives the lease back.
+        session: The session as the run sees it; see `StoredSession.leased`.
+        buffer: What was read of it, and what the run adds.
         last: The newest turn of the session.
         same: The turn of the same request, if there was one before.
-        items: The newest items, as many as were asked for.
-        is_all: Whether there are no older ones.
         lost: Whether the lease is lost.
+        on_lost: Called once if it is.
+        acted: Whether the run did or said anything yet that would come twice if it were repeated.
     """
 
-    def __init__(self, session: StoredSession, token: UUID, leased: Leased, limit: int | None) -> None:
-        self.note = LeaseNote(token)
-        self.session = session.leased(self.note)
-        self.last: Turn | None = leased.last
-        self.same: Turn | None = leased.same
-        self.items: list[TResponseInputItem] = session.readable(leased.rows)
-        self.is_all = limit is None or len(leased.rows) < limit
-        self.lost = False
+    def __init__(self, session: StoredSession, token: UUID) -> None:
+        self.buffer = TurnBuffer(token)
+        self.session = session.leased(self.buffer)
+        self.last: Turn | None = None
+        self.same: Turn | None = None
+        self.lost = self.acted = False
+        self.on_lost: Callable[[], None] = lambda: None
+
+    async def commit(self, turn: Turn) -> None:
+        """Store the whole turn and give the session back, in one write.
+
+        Raises:
+            SessionStoreError: It is not stored; after `StoreUnavailable` with `maybe_applied` it may be, as a whole.
+            LeaseLost: Another run took the session over, or it was deleted. Nothing is stored.
+            asyncio.CancelledError: With `WHILE_STORING` as its text.
+        """
+        try:
+            await self.session.commit(turn)
+        except asyncio.CancelledError:
+            raise asyncio.CancelledError(WHILE_STORING) from None
 
     async def change(self, before: Turn, after: Turn) -> bool:
         """`RowStore.change_turn` under this lease."""
         store, ref = self.session.store, self.session.ref
-        return await again(store, store.change_turn, ref, before, after, self.note.token)
+        return await again(store, store.change_turn, ref, before, after, self.buffer.lease)
 
 
 @asynccontextmanager
@@ -63,7 +75,6 @@ async def hold(
     wait_seconds: float,
     limit: int | None,
     request_id: str | None = None,
-    on_lost: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Hold]:
     """Take a session for one run and read it, in one round trip; give it back at the end.
 
@@ -71,13 +82,13 @@ async def hold(
         wait_seconds: How long to wait for another run to end.
         limit: How many of the newest items to read; None: all.
         request_id: Also find the turn of this request.
-        on_lost: Called once if the lease is lost.
 
     Raises:
         SessionBusy: Another run did not end in time.
         SessionStoreError: The store failed.
     """
     store, ref, token = session.store, session.ref, new_id()
+    held = Hold(session, token)
 
     async def give_back() -> None:
         await run_to_completion(store.release(ref, token), store.settings.session_settle_seconds)
@@ -88,16 +99,19 @@ async def hold(
         with suppress(SessionStoreError):  # it expires
             await give_back()
         raise
-    held = Hold(session, token, leased, limit)
-    renewal = asyncio.create_task(_renew(held, on_lost))
+    held.buffer.read(leased.rows, limit)
+    held.last, held.same = leased.last, leased.same
+    renewal = asyncio.create_task(_renew(held))
     try:
         yield held
     finally:
         renewal.cancel()
         try:
             await wait_for_end(renewal)
+        except asyncio.CancelledError:
+            raise asyncio.CancelledError(*[WHILE_STORING] * held.buffer.released) from None
         finally:
-            if not (held.note.released or held.lost):
+            if not (held.buffer.released or held.lost):
                 with suppress(SessionStoreError):  # it expires
                     await give_back()
 
@@ -133,15 +147,15 @@ async def _take(
         pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
-async def _renew(held: Hold, on_lost: Callable[[], None]) -> None:
+async def _renew(held: Hold) -> None:
     store, ref = held.session.store, held.session.ref
     while True:
         await asyncio.sleep(RENEW_SECONDS)
         try:
-            kept = await store.renew(ref, held.note.token, LEASE_SECONDS)
+            kept = await store.renew(ref, held.buffer.lease, LEASE_SECONDS)
         except SessionStoreError:
             continue  # the write at the end will tell
         if not kept:
             held.lost = True
-            on_lost()
+            held.on_lost()
             return

@@ -56,7 +56,7 @@ def without_refused(error: Exception, items: Sequence[TResponseInputItem], *, ne
     if not isinstance(error, openai.APIError) or getattr(error, "status_code", None) not in _STATUS:
         return None
     draft = _Draft(items, new_messages)
-    said, code, param = _message(error), error.code or "", error.param or ""
+    said, code, param = _message(error), _text(error.code), _text(error.param)
     named = draft.named(said)
     if code == "context_length_exceeded":
         return None
@@ -213,6 +213,11 @@ def _links(item: TResponseInputItem) -> list[tuple[tuple[str, int], str]]:
                 if isinstance(link, str) and link.startswith(("http://", "https://")):
                     found.append(((name, index), link))
     return found
+
+
+def _text(value: object) -> str:
+    """A field of the API's error, which a server of others may fill with anything."""
+    return value if isinstance(value, str) else ""
 
 
 def _message(error: openai.APIError) -> str:

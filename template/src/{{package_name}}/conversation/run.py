@@ -17,6 +17,7 @@ from agents import (
     AgentsException,
     RawResponsesStreamEvent,
     RunConfig,
+    RunHooks,
     RunItemStreamEvent,
     Runner,
     RunResultStreaming,
@@ -46,11 +47,8 @@ from .hold import Hold, wait_for_end
 from .notes import TurnNote, record
 from .refusals import Repaired, without_refused
 from .report import TurnReport
-from .turn_session import TurnSession
 
 PROJECT = __name__.partition(".")[0].replace("_", "-")
-WHILE_STORING = "Stopped while the turn was being stored: all of it is, or nothing."
-"""Text of a cancellation that came too late to say which of the two."""
 
 FAILURES = (AgentsException, openai.OpenAIError, json.JSONDecodeError)
 """What becomes `TurnFailed`; other errors are mistakes in a program, or the store's, and go on as they are."""
@@ -84,6 +82,9 @@ class TurnRun:
         self._refused: openai.APIError | None = None
         """What the API said of this history: once more, without what it refused."""
         self._result: RunResultStreaming | None = None
+        self.outcome: Done | ApprovalNeeded | None = None
+        """What came of the turn, once it is stored."""
+        held.on_lost = self.stop
 
     def stop(self) -> None:
         """End the run from outside; what follows it is told."""
@@ -91,11 +92,11 @@ class TurnRun:
             self._result.cancel(mode="immediate")
 
     async def events(self, agent: Agent[Any]) -> AsyncGenerator[Event, None]:
-        """What happens, until the turn is stored; the last event says what came of it."""
-        session = TurnSession(self._held, at_once=not isinstance(self._said, str))
+        """What happens, until the turn is stored; `outcome` is set then."""
+        buffer = self._held.buffer
         try:
             try:
-                async for event in self._followed(agent, session):
+                async for event in self._followed(agent):
                     yield event
             except openai.APIError as error:
                 repaired = self._without_refused(error)
@@ -104,8 +105,7 @@ class TurnRun:
                 self._refused = error
                 await self._ended()
                 yield ItemsLeftOut(repaired.what)
-                session = TurnSession(self._held)
-                async for event in self._followed(agent, session):
+                async for event in self._followed(agent):
                     yield event
             finally:
                 await self._ended()
@@ -117,22 +117,23 @@ class TurnRun:
             _check_finished(result)
             note = self._noted(result)
             turn = record("approval" if result.interruptions else "done", note, self._claimed, self._wishes.request_id)
-            await _commit(session, turn)
+            await self._held.commit(turn)
         except BaseException as error:
-            self._report.log(error, session.stored)
+            self._report.log(error, buffer.stored)
             if isinstance(error, FAILURES):
                 forget_key(error)
                 raise TurnFailed(reason(error)) from error
             raise
-        self._report.log("approval" if result.interruptions else "done", session.stored)
+        self._report.log("approval" if result.interruptions else "done", buffer.stored)
         if result.interruptions:
             calls = [ToolCalled(call.name or "?", call.arguments or "") for call in result.interruptions]
-            yield ApprovalNeeded(calls, result.to_state(), self._report.usage, turn.id, note.pause)
+            self.outcome = ApprovalNeeded(calls, result.to_state(), self._report.usage, turn.id, note.pause)
         else:
-            yield Done(str(result.final_output), self._report.usage, turn.id)
+            self.outcome = Done(str(result.final_output), self._report.usage, turn.id)
 
-    async def _followed(self, agent: Agent[Any], session: TurnSession) -> AsyncGenerator[Event, None]:
-        self._result = result = self._started(agent, session)
+    async def _followed(self, agent: Agent[Any]) -> AsyncGenerator[Event, None]:
+        self._held.buffer.begin(self._claimed, at_once=not isinstance(self._said, str))
+        self._result = result = self._started(agent)
         speaking = agent.name
         async for event in result.stream_events():
             if event.type == "agent_updated_stream_event":
@@ -141,17 +142,19 @@ class TurnRun:
                     yield AgentChanged(speaking)
             elif (seen := _event(event, self._raised)) is not None:
                 if isinstance(seen, TextDelta):
+                    self._held.acted = True
                     self._report.text_came()
                 yield seen
 
-    def _started(self, agent: Agent[Any], session: TurnSession) -> RunResultStreaming:
+    def _started(self, agent: Agent[Any]) -> RunResultStreaming:
         said, wishes, ref = self._said, self._wishes, self._held.session.ref
         self._calls = 0
         result = Runner.run_streamed(
             agent,
             said,
             context=RunContext(ref.user_id) if isinstance(said, str) else None,
-            session=session,
+            session=self._held.session,
+            hooks=_Watch(self._held),
             run_config=RunConfig(
                 session_settings=history_settings(wishes.max_items, wishes.max_tokens),
                 session_input_callback=history_window(self._held.session, wishes.max_items, wishes.max_tokens),
@@ -178,8 +181,8 @@ class TurnRun:
         return call.model_data
 
     def _without_refused(self, error: openai.APIError) -> Repaired | None:
-        """Of the first call alone: later in a turn, tools may have acted, which must not happen twice."""
-        if self._calls != 1 or not isinstance(self._said, str):
+        """Of the first call alone, while nothing was done or said yet that would come twice."""
+        if self._calls != 1 or self._held.acted or not isinstance(self._said, str):
             return None
         return without_refused(error, self._input)
 
@@ -214,11 +217,14 @@ class TurnRun:
         return replace(note, calls=calls, state=state, pause=uuid4().hex)
 
 
-async def _commit(session: TurnSession, turn: Turn) -> None:
-    try:
-        await session.commit(turn)
-    except asyncio.CancelledError:
-        raise asyncio.CancelledError(WHILE_STORING) from None
+class _Watch(RunHooks[Any]):
+    """Notices when a tool begins, before any event tells of it."""
+
+    def __init__(self, held: Hold) -> None:
+        self._held = held
+
+    async def on_tool_start(self, *_: Any) -> None:
+        self._held.acted = True
 
 
 def trace_group(ref: SessionRef) -> str:

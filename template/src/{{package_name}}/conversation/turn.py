@@ -16,8 +16,8 @@ from typing import Any
 from agents import Agent, Handoff, RunState
 
 from ..sessions import StoredSession
-from ..sessions.records import Turn
-from .approvals import claim, refuse_while_pending, restored, resume
+from ..sessions.records import Turn, check_id
+from .approvals import claim, restored
 from .events import (
     AgentChanged,
     ApprovalGone,
@@ -35,9 +35,9 @@ from .events import (
     TurnRefused,
 )
 from .history import history_settings
-from .hold import Hold, hold
+from .hold import WHILE_STORING, Hold, hold
 from .notes import TurnNote
-from .run import WHILE_STORING, TurnRun, Wishes
+from .run import TurnRun, Wishes
 
 __all__ = [
     "WAIT_SECONDS",
@@ -90,7 +90,8 @@ async def run_turn(
             is taken as it is: nothing then keeps another process from going on with it as well.)
         max_items: How much of the history the model may see, see `history.py`.
         max_tokens: The same in tokens.
-        request_id: What the client calls this request. If its turn is stored already, its answer comes again, alone.
+        request_id: What the client calls this message. If its turn is stored already, its answer comes again, alone.
+            (A decision counts once without it.)
         wait_seconds: How long to wait while another run is at work on this session.
         last_agent_goes_on: After a handoff, the agent that took over answers the next message; False: always `agent`.
         trace_content: Whether traces contain what was said, and arguments and outputs of tools.
@@ -100,35 +101,28 @@ async def run_turn(
         SessionBusy: Another run did not end in time.
         ApprovalPending: An earlier turn waits for a decision.
         ApprovalGone: The decision came too late.
+        InvalidSessionId: No store can keep this `request_id`.
         SessionStoreError: The store failed. `StoreUnavailable` with `maybe_applied`: the whole turn may be stored.
         asyncio.CancelledError: With `WHILE_STORING` as its text if the turn was being stored: all of it is, or nothing.
     """
+    if request_id is not None:
+        request_id = check_id("request_id", request_id)
     wishes = Wishes(max_items, max_tokens, request_id, trace_content)
-    runs: list[TurnRun] = []
-
-    def stop() -> None:
-        for each in runs:
-            each.stop()
-
-    # A subclass that overrides how items are read is asked itself.
-    limit = 0 if session.overridden else history_settings(max_items, max_tokens).limit
-    taken = hold(session, wait_seconds=wait_seconds, limit=limit, request_id=request_id, on_lost=stop)
-    async with taken as held:
-        claimed = None
-        if isinstance(message, ApprovalNeeded):
-            claimed = held.note.turn = await claim(held, message)
-        elif isinstance(message, str):
-            if held.same is not None:
-                yield await _answered_before(agent, session, held.same)
-                return
-            refuse_while_pending(held)
+    limit = history_settings(max_items, max_tokens).limit
+    async with hold(session, wait_seconds=wait_seconds, limit=limit, request_id=request_id) as held:
+        if isinstance(message, str) and held.same is not None:
+            outcome: Event | None = await _answered_before(agent, session, held.same)
         else:
-            claimed = held.note.turn = await resume(held)
-        run = TurnRun(held, message.state if isinstance(message, ApprovalNeeded) else message, claimed, wishes)
-        runs.append(run)
-        async with aclosing(run.events(_speaker(agent, held) if last_agent_goes_on else agent)) as events:
-            async for event in events:
-                yield event
+            async with claim(held, message) as claimed:
+                said = message.state if isinstance(message, ApprovalNeeded) else message
+                run = TurnRun(held, said, claimed, wishes)
+                async with aclosing(run.events(_speaker(agent, held) if last_agent_goes_on else agent)) as events:
+                    async for event in events:
+                        yield event
+            outcome = run.outcome
+    # Whatever is done with it, the session is free by now.
+    if outcome is not None:
+        yield outcome
 
 
 async def _answered_before(agent: Agent[Any], session: StoredSession, turn: Turn) -> Event:
@@ -144,7 +138,8 @@ async def _answered_before(agent: Agent[Any], session: StoredSession, turn: Turn
 def _speaker(agent: Agent[Any], held: Hold) -> Agent[Any]:
     """Who answers: the agent that spoke last, if it can still be reached by handoffs."""
     note = TurnNote.of(held.last)
-    return next((each for each in _reachable(agent) if note is not None and each.name == note.agent), agent)
+    found = [each for each in _reachable(agent) if note is not None and each.name == note.agent]
+    return found[0] if len(found) == 1 else agent  # of two with one name, it may have been either
 
 
 def _reachable(agent: Agent[Any]) -> Iterator[Agent[Any]]:

@@ -46,13 +46,24 @@ class SessionRef(_Ids):
             InvalidSessionId: An id is too long, empty (the session's), or holds NUL or half a surrogate pair.
         """
         for name, value in zip(("user_id", "session_id"), self, strict=True):
-            if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-                raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
-            if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
-                raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
+            check_id(name, value)
         if not self.session_id:
             raise InvalidSessionId("session_id is empty. Give every conversation an id of its own.")
         return self
+
+
+def check_id(name: str, value: Id) -> str:
+    """The text that stands for an id, if every store can keep it.
+
+    Raises:
+        InvalidSessionId: It is of another type than `Id`, too long, or holds NUL or half a surrogate pair.
+    """
+    text = id_text(name, value)
+    if len(text) > MAX_ID_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise InvalidSessionId(f"{name} is longer than {MAX_ID_BYTES} bytes. Store a hash of it instead.")
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise InvalidSessionId(f"{name} holds a NUL or half a surrogate pair, which no database can store.")
+    return text
 
 
 def id_text(name: str, value: object) -> str:

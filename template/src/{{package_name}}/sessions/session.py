@@ -11,9 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import UUID
 
 from .codec import UnreadableItem, decode_item, decode_items, encode_item, report_damage, role_of, title_of, try_decode
 from .compaction import compaction_snapshot, replace_history
@@ -22,6 +20,7 @@ from .errors import InvalidSessionId, ItemTooLarge, WrongOwner
 from .records import Batch, Row, SessionRef, Turn, id_text
 from .retry import with_retries
 from .strings import MAX_STRING, fit_strings
+from .turn_buffer import TurnBuffer
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -34,17 +33,6 @@ T = TypeVar("T")
 
 _METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 """What a subclass may override to change what goes in and what comes out."""
-
-
-@dataclass
-class LeaseNote:
-    """What a run that holds a lease adds to its writes; changed between them."""
-
-    token: UUID
-    turn: Turn | None = None
-    release: bool = False
-    """Give the lease back with the next write."""
-    released: bool = False
 
 
 class StoredSession:
@@ -73,18 +61,37 @@ class StoredSession:
         self.user_id = self.ref.user_id
         self._settings: SessionSettings | None = None
         self.session_settings = session_settings
-        self._lease: LeaseNote | None = None
+        self._buffer: TurnBuffer | None = None
         self._of: StoredSession | None = None
 
-    def leased(self, note: LeaseNote) -> Self:
-        """This session for the run that holds its lease: `add_items` stores under it, with what `note` says then.
+    def leased(self, buffer: TurnBuffer) -> Self:
+        """This session for the run that holds its lease: what is added stays in `buffer` until `commit`.
 
-        The other methods never look at a lease.
+        What is removed is removed at once, and nothing but `commit` looks at the lease.
+
+        Raises:
+            TypeError: A method was replaced on this object alone, and would write past the buffer.
         """
+        if replaced := [name for name in _METHODS if name in vars(self)]:
+            raise TypeError(f"Override {', '.join(replaced)} in a subclass of StoredSession, not on an object.")
         _ = self.store  # a store that sessions share counts the original, not the copy
         session = copy(self)
-        session._lease, session._of = note, self
+        session._buffer, session._of = buffer, self
         return session
+
+    async def commit(self, turn: Turn) -> None:
+        """Of a session as `leased` gave it: store all that was added and the turn's record, and give the lease back.
+
+        In one write: all of it or nothing.
+
+        Raises:
+            LeaseLost: Another run took the session over, or it was deleted. Nothing is stored.
+            asyncio.CancelledError: All of it is stored or nothing; that is settled by now.
+        """
+        buffer = self._buffer
+        assert buffer is not None  # noqa: S101 - see above
+        await self._store(Batch.of(buffer.added, buffer.title)._replace(turn=turn, release=True))
+        buffer.released = True
 
     @property
     def session_settings(self) -> SessionSettings | None:
@@ -141,18 +148,15 @@ class StoredSession:
         Raises:
             ItemTooLarge: An item exceeds `SESSION_MAX_ITEM_BYTES`, or contains a string that is too long for any model.
             TypeError: An item contains a value that JSON cannot represent.
-            LeaseLost: This is a session as `leased` gave it, and the lease is lost.
         """
         self._check_owner(wrapper)
-        note = self._lease
-        if not items and note is None:
+        if not items:
             return
         batch = self._batch(items)
-        if note is not None:
-            batch = batch._replace(lease=note.token, turn=note.turn, release=note.release)
-        await self._changed(lambda: self.store.append(self.ref, batch))
-        if note is not None:
-            note.released = note.release
+        if self._buffer is None or self._buffer.at_once:
+            await self._store(batch)
+        else:
+            self._buffer.add(batch)
 
     async def pop_item(self, wrapper: RunContextWrapper[Any] | None = None) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None if there is none. Unreadable rows stay.
@@ -165,6 +169,9 @@ class StoredSession:
     async def clear_session(self, wrapper: RunContextWrapper[Any] | None = None) -> None:
         """Remove all items; title and metadata stay."""
         self._check_owner(wrapper)
+        if self._buffer is not None:
+            self._buffer.added.clear()
+            self._buffer.known = None
         # Not `clear` of the store: a first attempt that arrives late would take away what was written since.
         await self._replaced(None, Batch.of([]))
 
@@ -203,16 +210,27 @@ class StoredSession:
 
     async def tail(self, limit: int | None) -> list[str]:
         """The newest `limit` rows as stored text, oldest first."""
-        return await self._retried(lambda: self.store.tail(self.ref, limit))
-
-    def check_items(self, items: Sequence[TResponseInputItem], wrapper: RunContextWrapper[Any] | None) -> list[str]:
-        """Each item as it would be stored; nothing is. Raises what `add_items` would raise before it writes."""
-        self._check_owner(wrapper)
-        if self.overridden:  # a subclass may store less of an item than it is given
-            return [encode_item(item) for item in items]
-        return [row.content for row in self._batch(items).rows]
+        buffer = self._buffer
+        if buffer is None:
+            return await self._retried(lambda: self.store.tail(self.ref, limit))
+        if (rows := buffer.newest(limit)) is not None:
+            return rows
+        left = None if limit is None else limit - len(buffer.added)
+        stored = await self._retried(lambda: self.store.tail(self.ref, left))
+        if buffer.known is not None:
+            buffer.read(stored, left)
+        return [*stored, *(row.content for row in buffer.added)]
 
     # ── Inside ──────────────────────────────────────────────────────────────
+
+    async def _store(self, batch: Batch) -> None:
+        """Store a batch; of a run, under its lease."""
+        buffer = self._buffer
+        if buffer is not None:
+            batch = batch._replace(lease=buffer.lease, turn=batch.turn or buffer.turn)
+        await self._changed(lambda: self.store.append(self.ref, batch))
+        if buffer is not None:
+            buffer.stored += len(batch.rows)
 
     def _batch(self, items: Sequence[TResponseInputItem]) -> Batch:
         rows = [Row(encode_item(item), role_of(item)) for item in items]
@@ -249,6 +267,10 @@ class StoredSession:
         return items[::-1]
 
     async def _pop(self) -> TResponseInputItem | None:
+        if self._buffer is not None:
+            if self._buffer.added:
+                return decode_item(self._buffer.added.pop().content)
+            self._buffer.known = None
         text = await self._retried(lambda: self.store.pop_object(self.ref), repeatable=False)
         if text is None:
             return None
