@@ -1,90 +1,39 @@
-"""Turns of one session follow one another, in all processes; what waits for a decision is gone on with once."""
+"""Turns of one session follow one another, in all processes; each request counts once."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import openai
 import pytest
-from agents import Agent, function_tool, set_tracing_disabled
+from agents import Agent, GuardrailFunctionOutput, function_tool, output_guardrail, set_tracing_disabled
 
 from my_agent.conversation import hold as holding
-from my_agent.conversation.approvals import discard, pending
 from my_agent.conversation.edit import NothingToEdit, fork_before
 from my_agent.conversation.notes import TurnNote
 from my_agent.conversation.turn import (
-    ApprovalGone,
-    ApprovalNeeded,
-    ApprovalPending,
     Done,
-    Event,
     ItemsLeftOut,
     SessionBusy,
     TurnFailed,
     run_turn,
 )
-from my_agent.sessions import SessionRef, SessionStore, StoredSession
+from my_agent.sessions import InvalidSessionId, SessionRef, SessionStore
 from my_agent.sessions.errors import LeaseLost
 from my_agent.sessions.records import Batch, Row, new_id
 from proof.app.test_refusals import refused
 from proof.support.helpers import anything, texts, user
 from proof.support.scripted_model import CACHED, INPUT, OUTPUT, ScriptedModel, Step, call, say
-
-KEY = SessionRef("ada", "chat")
-launched: list[str] = []
+from proof.support.turns import KEY, SlowModel, agent_of, events_of, launched, outcome, roles, session_of
 
 
 @pytest.fixture(autouse=True)
 def no_traces() -> None:
     set_tracing_disabled(True)
     launched.clear()
-
-
-@function_tool(needs_approval=True)
-async def launch_rocket(text: str = "") -> str:
-    """Launch a rocket."""
-    launched.append(text)
-    await asyncio.sleep(0.05)
-    return "it is in the air"
-
-
-class SlowModel(ScriptedModel):
-    """Thinks for a moment, or until it is told to go on."""
-
-    def __init__(self, *script: Step, seconds: float = 0.2) -> None:
-        super().__init__(*script)
-        self.seconds, self.asked = seconds, asyncio.Event()
-
-    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        self.asked.set()
-        await asyncio.sleep(self.seconds)
-        async for event in super().stream_response(*args, **kwargs):
-            yield event
-
-
-def agent_of(*script: Step, model: ScriptedModel | None = None) -> Agent[Any]:
-    return Agent(name="Front", model=model or ScriptedModel(*script), tools=[launch_rocket])
-
-
-def session_of(store: SessionStore) -> StoredSession:
-    return store.session(KEY.session_id, user_id=KEY.user_id)
-
-
-async def events_of(agent: Agent[Any], session: StoredSession, said: Any = "Hello", **options: Any) -> list[Event]:
-    return [event async for event in run_turn(agent, session, said, max_items=50, **options)]
-
-
-async def outcome(agent: Agent[Any], session: StoredSession, said: Any = "Hello", **options: Any) -> Event:
-    return (await events_of(agent, session, said, **options))[-1]
-
-
-async def roles(store: SessionStore) -> list[str]:
-    items: list[Any] = await session_of(store).get_items()
-    return [item.get("role") or item["type"] for item in items]
 
 
 # ── One at a time ───────────────────────────────────────────────────────────
@@ -102,8 +51,8 @@ PROGRAM = """
 import asyncio, sys
 from my_agent.conversation.turn import Done, run_turn
 from my_agent.sessions import open_store
-from proof.app.test_one_run_at_a_time import SlowModel, agent_of
 from proof.support.scripted_model import say
+from proof.support.turns import SlowModel, agent_of
 from agents import set_tracing_disabled
 
 async def main():
@@ -225,144 +174,29 @@ async def test_a_request_that_is_repeated_while_it_runs_waits_for_the_answer(sto
     assert await roles(store) == ["user", "assistant"]
 
 
+async def test_the_session_is_free_when_a_turn_tells_its_outcome(store: SessionStore) -> None:
+    agent = agent_of(say("first"))
+    for _ in range(2):  # also of a request that is repeated
+        async for event in run_turn(agent, session_of(store), "Hello", max_items=50, request_id="r"):
+            if isinstance(event, Done):
+                token = new_id()
+                assert await store.lease(KEY, token, 5) is not None
+                assert await store.release(KEY, token)
+
+
+@pytest.mark.parametrize("request_id", ["a\0b", "\ud800", "x" * 5_000, True])
+async def test_a_request_id_that_no_store_can_keep_is_refused(store: SessionStore, request_id: Any) -> None:
+    agent = agent_of(say("never"))
+    with pytest.raises(InvalidSessionId, match=r"^request_id "):
+        await outcome(agent, session_of(store), request_id=request_id)
+    assert agent.model.seen == []  # type: ignore[union-attr]
+    assert await store.find_session(KEY) is None
+
+
 async def test_a_request_that_failed_may_be_made_again(store: SessionStore) -> None:
     with pytest.raises(TurnFailed):
         await outcome(agent_of(openai.APIConnectionError(request=None)), session_of(store), request_id="r")  # type: ignore[arg-type]
     assert await outcome(agent_of(say("now")), session_of(store), request_id="r") == Done("now")
-
-
-# ── Approvals ───────────────────────────────────────────────────────────────
-
-
-async def paused(store: SessionStore) -> ApprovalNeeded:
-    needed = await outcome(agent_of(call("launch_rocket", text="Apollo")), session_of(store), request_id="launch")
-    assert isinstance(needed, ApprovalNeeded)
-    return needed
-
-
-async def found(store: SessionStore, agent: Agent[Any], *, approve: bool = True) -> ApprovalNeeded:
-    """What waits, decided."""
-    waiting = await pending(agent, session_of(store))
-    assert waiting is not None
-    for item in waiting.state.get_interruptions():
-        waiting.state.approve(item) if approve else waiting.state.reject(item)
-    return waiting
-
-
-@pytest.mark.parametrize("approve", [True, False])
-async def test_what_waits_is_found_again_and_gone_on_with(store: SessionStore, approve: bool) -> None:
-    first = await paused(store)
-    agent = agent_of(say("done"))
-    decided = await found(store, agent, approve=approve)
-    assert (decided.calls, decided.turn_id) == (first.calls, first.turn_id)
-    done = await outcome(agent, session_of(store), decided)
-    assert isinstance(done, Done)
-    assert (done.output, done.turn_id) == ("done", first.turn_id)
-    assert launched == (["Apollo"] if approve else [])
-    assert await roles(store) == ["user", "function_call", "function_call_output", "assistant"]
-    assert await pending(agent, session_of(store)) is None
-    (turn,) = await store.turns(KEY, 10)
-    positions = (await store.page(KEY)).positions
-    assert (turn.status, turn.first, turn.last, turn.request_id) == ("done", positions[0], positions[-1], "launch")
-
-
-async def test_of_two_approvals_at_once_one_runs_the_tool(store: SessionStore) -> None:
-    await paused(store)
-    agent = agent_of(say("done"))
-    decided = [await found(store, agent) for _ in range(3)]
-    results = await asyncio.gather(
-        *(outcome(agent, session_of(store), each) for each in decided), return_exceptions=True
-    )
-    assert sorted(type(result).__name__ for result in results) == ["ApprovalGone", "ApprovalGone", "Done"]
-    assert launched == ["Apollo"]
-
-
-async def test_a_decision_of_the_pause_before_is_refused(store: SessionStore) -> None:
-    await paused(store)
-    agent = agent_of(call("launch_rocket", text="Gemini"))  # which pauses again
-    first, late = [await found(store, agent) for _ in range(2)]
-    assert isinstance(await outcome(agent, session_of(store), first), ApprovalNeeded)
-    with pytest.raises(ApprovalGone):
-        await outcome(agent, session_of(store), late)
-    assert launched == ["Apollo"]
-
-
-async def test_a_run_that_is_cancelled_again_and_again_leaves_no_lease(store: SessionStore) -> None:
-    model = SlowModel(say("slow"), seconds=5)
-    run = asyncio.create_task(outcome(agent_of(model=model), session_of(store)))
-    await model.asked.wait()
-    while not run.done():
-        run.cancel()
-        await asyncio.sleep(0)
-    assert run.cancelled()
-    assert await outcome(agent_of(say("hi")), session_of(store), wait_seconds=1) == Done("hi")
-
-
-async def test_a_new_message_waits_until_the_decision(store: SessionStore) -> None:
-    await paused(store)
-    agent = agent_of(say("hi"))
-    with pytest.raises(ApprovalPending, match="launch_rocket"):
-        await outcome(agent, session_of(store), "Something else")
-    again = await events_of(agent, session_of(store), request_id="launch")
-    assert isinstance(again[-1], ApprovalNeeded)
-    assert await roles(store) == ["user", "function_call"]
-    assert await store.lease(KEY, new_id(), 1) is not None  # nothing is held while it waits
-
-
-async def test_what_waits_can_be_discarded(store: SessionStore) -> None:
-    await paused(store)
-    agent = agent_of(say("hi"))
-    late = await found(store, agent)
-    assert await discard(session_of(store))
-    assert not await discard(session_of(store))
-    with pytest.raises(ApprovalGone):
-        await outcome(agent, session_of(store), late)
-    assert isinstance(await outcome(agent, session_of(store), "Something else"), Done)
-    assert launched == []
-    seen = agent.model.seen[-1]  # type: ignore[union-attr]
-    assert [item.get("role") for item in seen] == ["user", "user"]
-
-
-@pytest.mark.parametrize("how", ["another session", "another user", "cleared", "went on"])
-async def test_a_decision_that_belongs_elsewhere_changes_nothing(store: SessionStore, how: str) -> None:
-    await paused(store)
-    agent = agent_of(say("hi"))
-    decided = await found(store, agent)
-    session = session_of(store)
-    match how:
-        case "another session":
-            session = store.session("other", user_id="ada")
-        case "another user":
-            session = store.session("chat", user_id="bob")
-        case "cleared":
-            await session.clear_session()
-        case _:
-            assert await discard(session)
-            await outcome(agent, session, "Go on")
-    before = await store.tail(session.ref, None)
-    with pytest.raises(ApprovalGone):
-        await outcome(agent, session, decided)
-    assert await store.tail(session.ref, None) == before
-    assert launched == []
-
-
-async def test_a_run_that_does_not_fit_the_agent_any_more_is_refused(store: SessionStore) -> None:
-    await paused(store)
-    renamed = Agent(name="Somebody else", model=ScriptedModel(say("hi")))
-    with pytest.raises(ApprovalGone, match="does not fit the agent any more"):
-        await pending(renamed, session_of(store))
-    assert isinstance(await pending(agent_of(say("x")), session_of(store)), ApprovalNeeded)
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"version": 99}', '{"version": 1}', "not json"])
-async def test_what_was_tampered_with_is_refused(store: SessionStore, content: str) -> None:
-    await paused(store)
-    (turn,) = await store.turns(KEY)
-    assert await store.change_turn(KEY, turn, turn._replace(content=content))
-    with pytest.raises(ApprovalGone, match="cannot be read"):
-        await pending(agent_of(say("x")), session_of(store))
-    assert await discard(session_of(store))
-    assert isinstance(await outcome(agent_of(say("hi")), session_of(store)), Done)
 
 
 # ── Who goes on, and what it cost ───────────────────────────────────────────
@@ -386,6 +220,17 @@ async def test_after_a_handoff_the_agent_that_spoke_last_goes_on(store: SessionS
 async def test_an_agent_that_is_gone_does_not_go_on(store: SessionStore) -> None:
     await outcome(with_expert(call("transfer_to_expert"), say("expert here")), session_of(store))
     assert isinstance(await outcome(agent_of(say("front here")), session_of(store)), Done)
+
+
+async def test_of_two_agents_with_one_name_neither_goes_on(store: SessionStore) -> None:
+    agent = with_expert(call("transfer_to_expert"), say("expert here"))
+    await outcome(agent, session_of(store))
+    agent.handoffs = [*agent.handoffs, Agent(name="Expert", model=agent.model)]
+    agent.model.script = [say("front here")]  # type: ignore[union-attr]
+    await outcome(agent, session_of(store), "More")
+    note = TurnNote.of((await store.turns(KEY))[0])
+    assert note is not None
+    assert note.agent == "Front"
 
 
 async def test_the_cost_of_a_session_is_the_sum_of_its_turns(store: SessionStore) -> None:
@@ -431,6 +276,29 @@ async def test_a_refusal_is_answered_once(store: SessionStore) -> None:
     assert await roles(store) == ["user"]
 
 
+async def test_after_a_tool_has_acted_nothing_is_asked_again(store: SessionStore) -> None:
+    """Here it is a model of the agent's own that the API refuses something to, after its first and only call."""
+    error = refused("Error while downloading https://gone.example/a.png.", "url")
+
+    @output_guardrail
+    async def ask_model(context: Any, agent: Any, said: Any) -> GuardrailFunctionOutput:
+        raise error
+
+    @function_tool
+    def count_up() -> str:
+        """Count."""
+        launched.append("up")
+        return "done"
+
+    old = anything(role="user", content=[{"type": "input_image", "image_url": "https://gone.example/a.png"}])
+    await session_of(store).add_items([old])
+    agent = agent_of(call("count_up"))
+    agent.tools, agent.output_guardrails, agent.tool_use_behavior = [count_up], [ask_model], "stop_on_first_tool"
+    with pytest.raises(TurnFailed):
+        await outcome(agent, session_of(store))
+    assert launched == ["up"]
+
+
 # ── Edit and regenerate ─────────────────────────────────────────────────────
 
 
@@ -462,6 +330,8 @@ async def test_an_edit_of_what_is_gone_or_onto_a_session_changes_nothing(store: 
     await store.append(replace_id("taken"), Batch.of([Row("kept")]))
     with pytest.raises(NothingToEdit, match="fewer than 2 messages"):
         await fork_before(session, "copy", 2)
+    with pytest.raises(ValueError, match="counts from 1"):
+        await fork_before(session, "copy", 0)
     with pytest.raises(NothingToEdit, match="already a session 'taken'"):
         await fork_before(session, "taken")
     assert await store.find_session(replace_id("copy")) is None

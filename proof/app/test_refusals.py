@@ -284,3 +284,9 @@ def test_something_refused_anywhere_leaves_a_request_that_is_taken() -> None:
                 f"The encrypted content for item {name} could not be verified.", None, "invalid_encrypted_content"
             )
             assert refusals(repaired(error, items).items, history.reasoning_of) == []
+
+
+@pytest.mark.parametrize("odd", [["input"], {"a": 1}, 7, True])
+def test_fields_of_an_error_may_be_anything(odd: Any) -> None:
+    """Servers of others fill them as they like."""
+    assert without_refused(refused("No.", param=odd, code=odd), [user("old"), NEW]) is None

@@ -25,6 +25,7 @@ from agents import (
 from agents.items import TResponseInputItem
 
 from my_agent.conversation.approvals import discard
+from my_agent.conversation.hold import hold
 from my_agent.conversation.report import Usage
 from my_agent.conversation.turn import (
     WHILE_STORING,
@@ -427,6 +428,66 @@ async def test_a_subclass_is_used_through_the_methods_that_it_overrides(store: S
     session = Shortening(lambda: store, SessionRef("", "s"))
     assert isinstance((await events_of(agent_of(call("fetch_all"), say("hi")), session))[-1], Done)
     assert kinds(await session.get_items()) == ["user", CALL, "message"]
+
+
+class Twofold(StoredSession):
+    """Writes twice for each step."""
+
+    async def add_items(self, items: list[TResponseInputItem], wrapper: Any = None) -> None:
+        for item in items:
+            await super().add_items([item], wrapper)
+
+
+class Elsewhere(StoredSession):
+    """Keeps its items in another place."""
+
+    async def add_items(self, items: list[TResponseInputItem], wrapper: Any = None) -> None:
+        kept.extend(items)
+
+    async def get_items(self, limit: int | None = None, wrapper: Any = None) -> list[TResponseInputItem]:
+        return list(kept)
+
+
+kept = list[TResponseInputItem]()
+
+
+@pytest.mark.parametrize("kind", [Twofold, Elsewhere])
+async def test_a_subclass_may_write_as_it_likes_and_its_turn_is_whole(
+    store: SessionStore, kind: type[StoredSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.clear()
+    session, counting = kind(lambda: store, SessionRef("", "s")), Counting(store, monkeypatch)
+    assert isinstance((await events_of(agent_of(call("look_up"), say("hi")), session))[-1], Done)
+    assert counting.calls == ["lease", "append"]
+    assert kinds(await session.get_items()) == ["user", CALL, RESULT, "message"]
+    assert [turn.status for turn in await store.turns(session.ref, 10)] == ["done"]
+    assert len(await store.tail(session.ref, None)) == (4 if kind is Twofold else 0)
+
+
+async def test_a_method_that_is_replaced_on_one_object_is_refused(store: SessionStore) -> None:
+    session = store.session("s")
+    session.add_items = session.get_items  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError, match="Override add_items in a subclass"):
+        await events_of(agent_of(say("hi")), session)
+    assert await store.find_session(session.ref) is None
+
+
+async def test_what_a_turn_takes_back_was_its_own_first(store: SessionStore) -> None:
+    """As the SDK does when it repeats a call: the newest item of all, then the stored ones."""
+    await begun(store)
+    async with hold(store.session("s", user_id="ada"), wait_seconds=1, limit=1) as held:
+        session = held.session
+        assert texts(await session.get_items(1)) == ["yes"]
+        await session.add_items([user("new")])
+        assert texts(await session.get_items(2)) == ["yes", "new"]
+        assert texts(await session.get_items()) == ["before", "yes", "new"]
+        assert texts(await store.session("s", user_id="ada").get_items()) == ["before", "yes"]
+        for expected in (["new"], ["yes"], ["before"], []):
+            popped = await session.pop_item()
+            assert texts([popped] if popped else []) == expected
+        await session.add_items([user("again")])
+        await session.clear_session()
+        assert await session.get_items() == []
 
 
 async def test_the_owner_is_still_checked(store: SessionStore) -> None:
