@@ -80,6 +80,7 @@ src/my_agent/conversation/refusals.py
 src/my_agent/conversation/repair.py
 src/my_agent/conversation/report.py
 src/my_agent/conversation/run.py
+src/my_agent/conversation/summary.py
 src/my_agent/conversation/tracing.py
 src/my_agent/conversation/turn.py
 src/my_agent/dev/__init__.py

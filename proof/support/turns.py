@@ -48,7 +48,7 @@ def session_of(store: SessionStore) -> StoredSession:
 
 
 async def events_of(agent: Agent[Any], session: StoredSession, said: Any = "Hello", **options: Any) -> list[Event]:
-    return [event async for event in run_turn(agent, session, said, max_items=50, **options)]
+    return [event async for event in run_turn(agent, session, said, **{"max_items": 50, **options})]
 
 
 async def outcome(agent: Agent[Any], session: StoredSession, said: Any = "Hello", **options: Any) -> Event:

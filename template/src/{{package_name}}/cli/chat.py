@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents import Agent
+from agents.models.interface import Model
 
 from ..agent import build_agent
 from ..app import open_app_store, open_model, shows_tool_errors
 from ..conversation.approvals import discard, pending
+from ..conversation.summary import summarise
 from ..conversation.turn import (
     WHILE_STORING,
     AgentChanged,
@@ -133,7 +135,7 @@ class _Conversation:
     async def turn(self, said: Said) -> ApprovalNeeded | None:
         """Print what happens; what the agent needs approval for, None if it is done. Says what is stored if stopped."""
         try:
-            return await self._follow(said)
+            waiting = await self._follow(said)
         except asyncio.CancelledError as stopped:
             note("")
             if str(stopped) == WHILE_STORING:
@@ -143,6 +145,9 @@ class _Conversation:
             else:
                 note("Stopped. Steps that were finished after the approval are stored.")
             raise
+        if waiting is None:
+            await self._summarise()
+        return waiting
 
     async def _follow(self, said: Said) -> ApprovalNeeded | None:
         agent_name = self.agent.name
@@ -190,6 +195,16 @@ class _Conversation:
                     case Done(output):
                         answer("" if printed else output, newline=line_is_open or not printed)
         return None
+
+    async def _summarise(self) -> None:
+        after_items, model = self.settings.summarise_after_items, self.agent.model
+        if after_items is None or not isinstance(model, Model):
+            return
+        try:
+            if await summarise(self.session, model, after_items=after_items):
+                note("The conversation was long: a summary is in its place now.")
+        except TurnFailed as failed:
+            complain(f"{failed} The answer is stored.")
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ from agents.memory import SessionInputCallback, SessionSettings
 
 from ..sessions import StoredSession
 from ..sessions.codec import encode_item
-from .items import kind, opens, usable
+from .items import is_summary, opens, usable
+from .summary import SummaryPlace
 
 BYTES_PER_TOKEN = 4
 """OpenAI's rule of thumb for English ("1 token is about 4 characters"). Other scripts have more tokens a character, and
@@ -31,16 +32,15 @@ _INLINED = re.compile(r'"data:[^",]{0,200};base64,[^"]*"|"(?:file_data|result)":
 
 
 def history_settings(max_items: int, max_tokens: int | None = None) -> SessionSettings:
-    """How much the Runner reads for a turn: twice the window, to find a good place for the cut.
-
-    A summary that is further back is not seen either. Sessions that are compacted hardly get that long.
-    """
+    """How much the Runner reads for a turn: twice the window, to find a good place for the cut."""
     if max_tokens is not None:
         max_items = min(max_items, max_tokens // ITEM_TOKENS + 1)
     return SessionSettings(limit=2 * max_items)
 
 
-def history_window(session: StoredSession, max_items: int, max_tokens: int | None = None) -> SessionInputCallback:
+def history_window(
+    session: StoredSession, max_items: int, max_tokens: int | None = None, summary: SummaryPlace | None = None
+) -> SessionInputCallback:
     """What the Runner calls to put history and new input together.
 
     Args:
@@ -48,6 +48,7 @@ def history_window(session: StoredSession, max_items: int, max_tokens: int | Non
             more items fit into `max_tokens` than was expected.
         max_items: How many items of the history the model may see; more only if a single turn has more.
         max_tokens: The same in tokens, as `tokens_of` estimates them.
+        summary: Where the newest summary is, in case that it is further back. Without it, such a one is not seen.
     """
 
     async def combine(
@@ -58,6 +59,8 @@ def history_window(session: StoredSession, max_items: int, max_tokens: int | Non
             read *= 2
             # In place: the Runner takes what this list holds for stored, and stores every other item that it gets.
             history[:] = await session.get_items(read)
+        if summary is not None and (earlier := await summary.before(history)) is not None:
+            history.insert(0, earlier)
         # None: no user ever said anything here, and nothing can be cut off without breaking what is left.
         return [*(window(history, max_items, max_tokens) or []), *new_items]
 
@@ -80,7 +83,7 @@ def window(
     if not places:
         return None
     # A summary stands for all that came before it: without it the model would forget that at once.
-    summary = next((index for index in reversed(places) if kind(history[index]) == "compaction"), None)
+    summary = next((index for index in reversed(places) if is_summary(history[index])), None)
     on_top = 0 if max_tokens is None or summary is None else tokens_of(history[summary])
 
     def is_short_enough(start: int, tokens: int) -> bool:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 from ..sessions import SessionStoreError, StoredSession
 from ..sessions.paging import again
 from ..sessions.records import Leased, Turn, new_id
-from ..sessions.retry import run_to_completion
+from ..sessions.retry import run_to_completion, with_retries
 from ..sessions.turn_buffer import TurnBuffer
 from .events import SessionBusy
 
@@ -94,7 +94,7 @@ async def hold(
         await run_to_completion(store.release(ref, token), store.settings.session_settle_seconds)
 
     try:
-        leased = await _take(session, token, wait_seconds, limit, request_id)
+        leased = await _take(held, wait_seconds, limit, request_id)
     except asyncio.CancelledError:
         with suppress(SessionStoreError):  # it expires
             await give_back()
@@ -128,13 +128,16 @@ async def wait_for_end(task: asyncio.Task[None]) -> None:
         raise cancelled
 
 
-async def _take(
-    session: StoredSession, token: UUID, wait_seconds: float, limit: int | None, request_id: str | None
-) -> Leased:
-    store, clock = session.store, asyncio.get_running_loop().time
+async def _take(held: Hold, wait_seconds: float, limit: int | None, request_id: str | None) -> Leased:
+    store, ref, buffer = held.session.store, held.session.ref, held.buffer
+    clock, seconds = asyncio.get_running_loop().time, store.settings.session_retry_seconds
     deadline, pause = clock() + wait_seconds, 0.05
+
+    def ask() -> Awaitable[Leased | None]:
+        return store.lease(ref, buffer.lease, LEASE_SECONDS, limit=limit, request_id=request_id)
+
     while True:
-        leased = await again(store, store.lease, session.ref, token, LEASE_SECONDS, limit=limit, request_id=request_id)
+        leased = await with_retries(ask, seconds, on_retry=buffer.count_retry)
         if leased is not None:
             return leased
         left = deadline - clock()

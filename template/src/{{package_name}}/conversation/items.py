@@ -71,9 +71,13 @@ def is_user_message(item: TResponseInputItem) -> bool:
     return kind(item) == "message" and field(item, "role") == "user"
 
 
+def is_summary(item: TResponseInputItem) -> bool:
+    return kind(item) == "compaction"
+
+
 def opens(item: TResponseInputItem) -> bool:
     """Whether a history may begin with this item: nothing before it belongs to it."""
-    return kind(item) == "compaction" or is_user_message(item)
+    return is_summary(item) or is_user_message(item)
 
 
 def is_written_by_model(item: TResponseInputItem) -> bool:

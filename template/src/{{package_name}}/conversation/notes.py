@@ -27,6 +27,8 @@ class TurnNote:
     usage: Usage = field(default_factory=Usage)
     total: Usage = field(default_factory=Usage)
     """What the session has cost until here."""
+    summary: int | None = None
+    """See `SummaryPlace.position`."""
     calls: list[dict[str, str]] = field(default_factory=list)
     """What waits for an approval: call_id, name and arguments of each."""
     state: dict[str, Any] | None = None

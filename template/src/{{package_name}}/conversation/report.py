@@ -11,6 +11,7 @@ from typing import Any, Self
 import agents
 
 from ..sessions import SessionRef
+from ..sessions.turn_buffer import TurnBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,12 @@ class TurnReport:
         """The cost of this turn so far."""
         return Usage.of(self._counted) - self._before
 
-    def log(self, outcome: str | BaseException, items: int) -> None:
+    def log(self, outcome: str | BaseException, buffer: TurnBuffer) -> None:
         """Write the line, at level INFO.
 
         Args:
             outcome: "done", "approval", or what broke the turn off.
-            items: How many were stored.
+            buffer: What went between the turn and its store.
         """
         if isinstance(outcome, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
             outcome = "stopped"
@@ -85,7 +86,9 @@ class TurnReport:
             "outcome": outcome,
             "seconds": round(seconds, 3),
             "first_text_seconds": None if first is None else round(first, 3),
-            "items": items,
+            "items": buffer.stored,
+            "retries": buffer.retries,
+            "rows_skipped": buffer.skipped,
             **asdict(usage),
         }
         line = " ".join(f"{name}={value!r}" for name, value in fields.items())

@@ -47,6 +47,7 @@ from .hold import Hold, wait_for_end
 from .notes import TurnNote, record
 from .refusals import Repaired, without_refused
 from .report import TurnReport
+from .summary import SummaryPlace
 
 PROJECT = __name__.partition(".")[0].replace("_", "-")
 
@@ -84,6 +85,8 @@ class TurnRun:
         self._result: RunResultStreaming | None = None
         self.outcome: Done | ApprovalNeeded | None = None
         """What came of the turn, once it is stored."""
+        self._before = TurnNote.of(held.last) or TurnNote("")
+        self._summary = SummaryPlace(held.session, self._before.summary)
         held.on_lost = self.stop
 
     def stop(self) -> None:
@@ -93,7 +96,6 @@ class TurnRun:
 
     async def events(self, agent: Agent[Any]) -> AsyncGenerator[Event, None]:
         """What happens, until the turn is stored; `outcome` is set then."""
-        buffer = self._held.buffer
         try:
             try:
                 async for event in self._followed(agent):
@@ -119,12 +121,12 @@ class TurnRun:
             turn = record("approval" if result.interruptions else "done", note, self._claimed, self._wishes.request_id)
             await self._held.commit(turn)
         except BaseException as error:
-            self._report.log(error, buffer.stored)
+            self._report.log(error, self._held.buffer)
             if isinstance(error, FAILURES):
                 forget_key(error)
                 raise TurnFailed(reason(error)) from error
             raise
-        self._report.log("approval" if result.interruptions else "done", buffer.stored)
+        self._report.log("approval" if result.interruptions else "done", self._held.buffer)
         if result.interruptions:
             calls = [ToolCalled(call.name or "?", call.arguments or "") for call in result.interruptions]
             self.outcome = ApprovalNeeded(calls, result.to_state(), self._report.usage, turn.id, note.pause)
@@ -157,7 +159,9 @@ class TurnRun:
             hooks=_Watch(self._held),
             run_config=RunConfig(
                 session_settings=history_settings(wishes.max_items, wishes.max_tokens),
-                session_input_callback=history_window(self._held.session, wishes.max_items, wishes.max_tokens),
+                session_input_callback=history_window(
+                    self._held.session, wishes.max_items, wishes.max_tokens, self._summary
+                ),
                 call_model_input_filter=self._checked_input,
                 tool_error_formatter=self._keep_error,
                 workflow_name=f"{PROJECT}: {agent.name}",
@@ -202,9 +206,8 @@ class TurnRun:
 
     def _noted(self, result: RunResultStreaming) -> TurnNote:
         """What is noted of the turn."""
-        usage = self._report.usage
-        before = TurnNote.of(self._held.last) or TurnNote("")
-        note = TurnNote(result.last_agent.name, usage=usage, total=before.total + usage)
+        usage, before = self._report.usage, self._before
+        note = TurnNote(result.last_agent.name, usage=usage, total=before.total + usage, summary=self._summary.position)
         if self._claimed is not None:
             note = replace(note, usage=before.usage + usage)
         if not result.interruptions:

@@ -27,7 +27,12 @@ SHORTEST_ATTEMPT = 0.05
 
 
 async def with_retries(
-    operation: Callable[[], Awaitable[T]], seconds: float, *, repeatable: bool = True, settle: float | None = None
+    operation: Callable[[], Awaitable[T]],
+    seconds: float,
+    *,
+    repeatable: bool = True,
+    settle: float | None = None,
+    on_retry: Callable[[], None] = lambda: None,
 ) -> T:
     """Call `operation`, and again while it raises `StoreUnavailable`, for `seconds` after the first failure at most.
 
@@ -36,6 +41,7 @@ async def with_retries(
     Args:
         settle: For a repeatable change whose caller is cancelled: how many seconds it may take to finish it. It is sent
             once more, which is idempotent and gives a definite answer. None: it is left as it is.
+        on_retry: Called before each further attempt.
     """
     problem: StoreUnavailable | None = None
     attempts, pause, deadline = 0, 0.0, 0.0
@@ -46,6 +52,7 @@ async def with_retries(
         try:
             if problem is None:
                 return await operation()
+            on_retry()
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - started):
                 result = await operation()
             logger.warning("The store answers again, at attempt %d.", attempts)

@@ -264,6 +264,8 @@ class StoredSession:
             except UnreadableItem as problem:
                 damaged[age] = (row, str(problem))
         report_damage(self.store, self.ref, damaged)
+        if self._buffer is not None:
+            self._buffer.skipped = max(self._buffer.skipped, len(damaged))
         return items[::-1]
 
     async def _pop(self) -> TResponseInputItem | None:
@@ -315,11 +317,21 @@ class StoredSession:
     async def _changed(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Carry out a repeatable change whose outcome must be known, even when the caller is cancelled."""
         settings = self.store.settings
-        return await with_retries(operation, settings.session_retry_seconds, settle=settings.session_settle_seconds)
+        return await with_retries(
+            operation,
+            settings.session_retry_seconds,
+            settle=settings.session_settle_seconds,
+            on_retry=self._count_retry,
+        )
 
     async def _retried(self, operation: Callable[[], Awaitable[T]], *, repeatable: bool = True) -> T:
         """Repeat an operation while the store is away, for `SESSION_RETRY_SECONDS` at most."""
-        return await with_retries(operation, self.store.settings.session_retry_seconds, repeatable=repeatable)
+        seconds = self.store.settings.session_retry_seconds
+        return await with_retries(operation, seconds, repeatable=repeatable, on_retry=self._count_retry)
+
+    def _count_retry(self) -> None:
+        if self._buffer is not None:
+            self._buffer.count_retry()
 
 
 def _as_text(owner: object) -> str:

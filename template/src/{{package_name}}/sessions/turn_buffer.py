@@ -30,6 +30,10 @@ class TurnBuffer:
     title: str | None = None
     stored: int = 0
     """Items that this turn has stored."""
+    retries: int = 0
+    """How often the store was asked once more."""
+    skipped: int = 0
+    """Rows of the history that could not be read."""
     released: bool = False
     """Whether the turn is stored, and its lease given back."""
 
@@ -43,6 +47,9 @@ class TurnBuffer:
         self.added.clear()
         if at_once:
             self.known = None
+
+    def count_retry(self) -> None:
+        self.retries += 1
 
     def add(self, batch: Batch) -> None:
         self.added += batch.rows
