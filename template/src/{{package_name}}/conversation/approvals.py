@@ -14,7 +14,7 @@ from ..sessions import SessionStoreError, StoredSession
 from ..sessions.paging import again
 from ..sessions.records import Turn
 from ..sessions.retry import run_to_completion
-from .events import ApprovalGone, ApprovalNeeded, ApprovalPending, RunContext, ToolCalled
+from .events import ApprovalGone, ApprovalNeeded, ApprovalPending, Message, RunContext, ToolCalled
 from .hold import Hold, hold
 from .notes import TurnNote, record
 
@@ -84,7 +84,7 @@ def _check_tools(note: TurnNote, state: RunState[RunContext]) -> None:
 
 
 @asynccontextmanager
-async def claim(held: Hold, message: str | ApprovalNeeded | RunState[RunContext]) -> AsyncIterator[Turn | None]:
+async def claim(held: Hold, message: Message | ApprovalNeeded | RunState[RunContext]) -> AsyncIterator[Turn | None]:
     """Be the one who goes on with a decided turn: its record from now on. None for a new turn.
 
     If the run breaks off before it did anything, the turn waits for its decision again.
@@ -93,7 +93,7 @@ async def claim(held: Hold, message: str | ApprovalNeeded | RunState[RunContext]
         ApprovalGone: Somebody else did, or it waits no longer.
         ApprovalPending: This is a new message, and an earlier turn waits.
     """
-    if isinstance(message, str):
+    if isinstance(message, str | list):
         _refuse_while_pending(held)
         yield None
         return

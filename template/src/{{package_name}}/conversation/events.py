@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agents import RunState
+from agents import RunState, StreamEvent
+from agents.items import TResponseInputItem
 
 from .report import Usage
 
@@ -82,7 +83,17 @@ class ItemsLeftOut:
     """What is left out, as short sentences."""
 
 
-Event = TextDelta | ToolCalled | ToolFinished | AgentChanged | ApprovalNeeded | ItemsLeftOut | Done
+@dataclass(frozen=True)
+class SdkEvent:
+    """An event as the SDK gives it, for those who asked for them."""
+
+    event: StreamEvent
+
+
+Message = str | list[TResponseInputItem]
+"""What a user says: a text, or messages of the role `user` with images and files in them."""
+
+Event = TextDelta | ToolCalled | ToolFinished | AgentChanged | ApprovalNeeded | ItemsLeftOut | SdkEvent | Done
 
 
 class TurnFailed(Exception):

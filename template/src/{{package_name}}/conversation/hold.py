@@ -75,6 +75,7 @@ async def hold(
     wait_seconds: float,
     limit: int | None,
     request_id: str | None = None,
+    token: UUID | None = None,
 ) -> AsyncIterator[Hold]:
     """Take a session for one run and read it, in one round trip; give it back at the end.
 
@@ -82,12 +83,13 @@ async def hold(
         wait_seconds: How long to wait for another run to end.
         limit: How many of the newest items to read; None: all.
         request_id: Also find the turn of this request.
+        token: Of the lease; None: a new one.
 
     Raises:
         SessionBusy: Another run did not end in time.
         SessionStoreError: The store failed.
     """
-    store, ref, token = session.store, session.ref, new_id()
+    store, ref, token = session.store, session.ref, token or new_id()
     held = Hold(session, token)
 
     async def give_back() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import TypeAdapter
 
@@ -55,8 +56,15 @@ class TurnNote:
 _NOTES = TypeAdapter(TurnNote)
 
 
-def record(status: Status, note: TurnNote, turn: Turn | None = None, request_id: str | None = None) -> Turn:
+def turn_id(token: UUID) -> str:
+    """What the turn of the run with this lease is called."""
+    return f"resp_{token.hex}"
+
+
+def record(
+    status: Status, note: TurnNote, turn: Turn | None = None, request_id: str | None = None, token: UUID | None = None
+) -> Turn:
     """A record to store: a new one, or `turn` as it goes on."""
     if turn is None:
-        return Turn(f"resp_{new_id().hex}", status, note.text(), request_id)
+        return Turn(turn_id(token or new_id()), status, note.text(), request_id)
     return turn._replace(status=status, content=note.text())

@@ -36,7 +36,9 @@ from .events import (
     Done,
     Event,
     ItemsLeftOut,
+    Message,
     RunContext,
+    SdkEvent,
     TextDelta,
     ToolCalled,
     ToolFinished,
@@ -63,6 +65,7 @@ class Wishes:
     max_tokens: int | None
     request_id: str | None
     trace_content: bool
+    sdk_events: bool
 
 
 class TurnRun:
@@ -74,8 +77,9 @@ class TurnRun:
         claimed: The record of the turn that goes on.
     """
 
-    def __init__(self, held: Hold, said: str | RunState[RunContext], claimed: Turn | None, wishes: Wishes) -> None:
+    def __init__(self, held: Hold, said: Message | RunState[RunContext], claimed: Turn | None, wishes: Wishes) -> None:
         self._held, self._said, self._claimed, self._wishes = held, said, claimed, wishes
+        self._is_new = not isinstance(said, RunState)
         self._raised: dict[str, Exception] = {}
         self._report = TurnReport(held.session.ref)
         self._calls = 0
@@ -114,11 +118,11 @@ class TurnRun:
             result = self._result
             assert result is not None  # noqa: S101 - it was followed
             if self._held.lost:
-                left = "Nothing of it is" if isinstance(self._said, str) else "Its finished steps are"
+                left = "Nothing of it is" if self._is_new else "Its finished steps are"
                 raise TurnFailed(f"The turn was stopped from elsewhere. {left} stored.")
             _check_finished(result)
             note = self._noted(result)
-            turn = record("approval" if result.interruptions else "done", note, self._claimed, self._wishes.request_id)
+            turn = record("approval" if result.interruptions else "done", note, self._claimed, self._wishes.request_id, self._held.buffer.lease)
             await self._held.commit(turn)
         except BaseException as error:
             self._report.log(error, self._held.buffer)
@@ -134,10 +138,12 @@ class TurnRun:
             self.outcome = Done(str(result.final_output), self._report.usage, turn.id)
 
     async def _followed(self, agent: Agent[Any]) -> AsyncGenerator[Event, None]:
-        self._held.buffer.begin(self._claimed, at_once=not isinstance(self._said, str))
+        self._held.buffer.begin(self._claimed, at_once=not self._is_new)
         self._result = result = self._started(agent)
         speaking = agent.name
         async for event in result.stream_events():
+            if self._wishes.sdk_events:
+                yield SdkEvent(event)
             if event.type == "agent_updated_stream_event":
                 if event.new_agent.name != speaking:
                     speaking = event.new_agent.name
@@ -154,7 +160,7 @@ class TurnRun:
         result = Runner.run_streamed(
             agent,
             said,
-            context=RunContext(ref.user_id) if isinstance(said, str) else None,
+            context=RunContext(ref.user_id) if self._is_new else None,
             session=self._held.session,
             hooks=_Watch(self._held),
             run_config=RunConfig(
@@ -186,7 +192,7 @@ class TurnRun:
 
     def _without_refused(self, error: openai.APIError) -> Repaired | None:
         """Of the first call alone, while nothing was done or said yet that would come twice."""
-        if self._calls != 1 or self._held.acted or not isinstance(self._said, str):
+        if self._calls != 1 or self._held.acted or not self._is_new:
             return None
         return without_refused(error, self._input)
 

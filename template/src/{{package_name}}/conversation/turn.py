@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
+from uuid import UUID
 
 from agents import Agent, Handoff, RunState
 
@@ -26,7 +27,9 @@ from .events import (
     Done,
     Event,
     ItemsLeftOut,
+    Message,
     RunContext,
+    SdkEvent,
     SessionBusy,
     TextDelta,
     ToolCalled,
@@ -49,7 +52,9 @@ __all__ = [
     "Done",
     "Event",
     "ItemsLeftOut",
+    "Message",
     "RunContext",
+    "SdkEvent",
     "SessionBusy",
     "TextDelta",
     "ToolCalled",
@@ -66,7 +71,7 @@ WAIT_SECONDS = 30.0
 async def run_turn(
     agent: Agent[Any],
     session: StoredSession,
-    message: str | ApprovalNeeded | RunState[RunContext],
+    message: Message | ApprovalNeeded | RunState[RunContext],
     *,
     max_items: int,
     max_tokens: int | None = None,
@@ -74,6 +79,8 @@ async def run_turn(
     wait_seconds: float = WAIT_SECONDS,
     last_agent_goes_on: bool = True,
     trace_content: bool = False,
+    sdk_events: bool = False,
+    token: UUID | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Say something to the agent and follow what it does. Closing the generator stops the run.
 
@@ -95,6 +102,8 @@ async def run_turn(
         wait_seconds: How long to wait while another run is at work on this session.
         last_agent_goes_on: After a handoff, the agent that took over answers the next message; False: always `agent`.
         trace_content: Whether traces contain what was said, and arguments and outputs of tools.
+        sdk_events: Also yield what the SDK tells, each event before ours that are made of it.
+        token: Names the run, and a new turn (`turn_id`): `store.release` with it stops this run and no other.
 
     Raises:
         TurnFailed: The model or the agent failed, or the turn was stopped from elsewhere.
@@ -107,10 +116,10 @@ async def run_turn(
     """
     if request_id is not None:
         request_id = check_id("request_id", request_id)
-    wishes = Wishes(max_items, max_tokens, request_id, trace_content)
+    wishes = Wishes(max_items, max_tokens, request_id, trace_content, sdk_events)
     limit = history_settings(max_items, max_tokens).limit
-    async with hold(session, wait_seconds=wait_seconds, limit=limit, request_id=request_id) as held:
-        if isinstance(message, str) and held.same is not None:
+    async with hold(session, wait_seconds=wait_seconds, limit=limit, request_id=request_id, token=token) as held:
+        if isinstance(message, str | list) and held.same is not None:
             outcome: Event | None = await _answered_before(agent, session, held.same)
         else:
             async with claim(held, message) as claimed:
