@@ -51,8 +51,7 @@ def lay_proof(target: Path, project: Path) -> list[str]:
     """
     answers = yaml.safe_load((project / ".copier-answers.yml").read_text())
     others = {name for names in PROOF_FOLDERS.values() for name in names} - {*PROOF_FOLDERS[answers["backend"]]}
-    if not answers.get("encryption"):
-        others.add("encryption")
+    others |= {name for name in ("encryption", "web") if not answers.get(name)}
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         here = others if Path(folder) == ROOT / "proof" else set()

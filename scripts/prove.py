@@ -20,14 +20,16 @@ def main() -> None:
     parser.add_argument("backend", choices=PROOF_FOLDERS, help="which, unless --project names a project")
     parser.add_argument("--only", metavar="WORD", help="only files whose path contains this word")
     parser.add_argument("--encryption", action="store_true", help="with the answer encryption")
+    parser.add_argument("--web", action="store_true", help="with the answer web")
     parser.add_argument("--newest", action="store_true", help="with the newest SDK and drivers, whatever the pins say")
     parser.add_argument(
         "--project", type=Path, help="a project made from this version of the template; it is not changed"
     )
     arguments, more = parser.parse_known_args()
     if arguments.project is None:
-        name = arguments.backend + ("-encrypted" if arguments.encryption else "")
-        project = fresh_project(BUILD / "prove" / name, backend=arguments.backend, encryption=str(arguments.encryption))
+        name = arguments.backend + ("-encrypted" if arguments.encryption else "") + ("-web" if arguments.web else "")
+        answers = {"encryption": str(arguments.encryption), "web": str(arguments.web)}
+        project = fresh_project(BUILD / "prove" / name, backend=arguments.backend, **answers)
         if arguments.newest:
             with (project / "pyproject.toml").open("a") as file:
                 file.write(f"\n[tool.uv]\noverride-dependencies = {json.dumps(PINNED)}\n")

@@ -30,6 +30,8 @@ class TurnNote:
     """What the session has cost until here."""
     summary: int | None = None
     """See `SummaryPlace.position`."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """What the client notes of its request."""
     calls: list[dict[str, str]] = field(default_factory=list)
     """What waits for an approval: call_id, name and arguments of each."""
     state: dict[str, Any] | None = None

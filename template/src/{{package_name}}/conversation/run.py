@@ -46,7 +46,7 @@ from .events import (
 )
 from .history import history_settings, history_window
 from .hold import Hold, wait_for_end
-from .notes import TurnNote, record
+from .notes import Status, TurnNote, record
 from .refusals import Repaired, without_refused
 from .report import TurnReport
 from .summary import SummaryPlace
@@ -66,6 +66,7 @@ class Wishes:
     request_id: str | None
     trace_content: bool
     sdk_events: bool
+    metadata: dict[str, str]
 
 
 class TurnRun:
@@ -122,7 +123,8 @@ class TurnRun:
                 raise TurnFailed(f"The turn was stopped from elsewhere. {left} stored.")
             _check_finished(result)
             note = self._noted(result)
-            turn = record("approval" if result.interruptions else "done", note, self._claimed, self._wishes.request_id, self._held.buffer.lease)
+            status: Status = "approval" if result.interruptions else "done"
+            turn = record(status, note, self._claimed, self._wishes.request_id, self._held.buffer.lease)
             await self._held.commit(turn)
         except BaseException as error:
             self._report.log(error, self._held.buffer)
@@ -130,7 +132,7 @@ class TurnRun:
                 forget_key(error)
                 raise TurnFailed(reason(error)) from error
             raise
-        self._report.log("approval" if result.interruptions else "done", self._held.buffer)
+        self._report.log(status, self._held.buffer)
         if result.interruptions:
             calls = [ToolCalled(call.name or "?", call.arguments or "") for call in result.interruptions]
             self.outcome = ApprovalNeeded(calls, result.to_state(), self._report.usage, turn.id, note.pause)
@@ -213,7 +215,13 @@ class TurnRun:
     def _noted(self, result: RunResultStreaming) -> TurnNote:
         """What is noted of the turn."""
         usage, before = self._report.usage, self._before
-        note = TurnNote(result.last_agent.name, usage=usage, total=before.total + usage, summary=self._summary.position)
+        note = TurnNote(
+            result.last_agent.name,
+            usage=usage,
+            total=before.total + usage,
+            summary=self._summary.position,
+            metadata=self._wishes.metadata,
+        )
         if self._claimed is not None:
             note = replace(note, usage=before.usage + usage)
         if not result.interruptions:

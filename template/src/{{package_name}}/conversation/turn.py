@@ -9,7 +9,7 @@ Usage::
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 from uuid import UUID
@@ -76,6 +76,7 @@ async def run_turn(
     max_items: int,
     max_tokens: int | None = None,
     request_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
     wait_seconds: float = WAIT_SECONDS,
     last_agent_goes_on: bool = True,
     trace_content: bool = False,
@@ -99,6 +100,7 @@ async def run_turn(
         max_tokens: The same in tokens.
         request_id: What the client calls this message. If its turn is stored already, its answer comes again, alone.
             (A decision counts once without it.)
+        metadata: What is noted of the turn beside all this.
         wait_seconds: How long to wait while another run is at work on this session.
         last_agent_goes_on: After a handoff, the agent that took over answers the next message; False: always `agent`.
         trace_content: Whether traces contain what was said, and arguments and outputs of tools.
@@ -116,7 +118,7 @@ async def run_turn(
     """
     if request_id is not None:
         request_id = check_id("request_id", request_id)
-    wishes = Wishes(max_items, max_tokens, request_id, trace_content, sdk_events)
+    wishes = Wishes(max_items, max_tokens, request_id, trace_content, sdk_events, dict(metadata or {}))
     limit = history_settings(max_items, max_tokens).limit
     async with hold(session, wait_seconds=wait_seconds, limit=limit, request_id=request_id, token=token) as held:
         if isinstance(message, str | list) and held.same is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import count
 from time import time
 from typing import Any, cast
 from uuid import uuid4
@@ -19,13 +20,18 @@ from agents.models.interface import Model, ModelTracing
 from openai.types.responses import (
     Response,
     ResponseCompletedEvent,
+    ResponseContentPartAddedEvent,
+    ResponseContentPartDoneEvent,
     ResponseCreatedEvent,
+    ResponseFunctionCallArgumentsDeltaEvent,
+    ResponseFunctionCallArgumentsDoneEvent,
     ResponseFunctionToolCall,
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
     ResponseOutputMessage,
     ResponseOutputText,
     ResponseTextDeltaEvent,
+    ResponseTextDoneEvent,
 )
 from openai.types.responses.response_prompt_param import ResponsePromptParam
 
@@ -169,25 +175,36 @@ def _response(output: list[TResponseOutputItem]) -> Response:
 
 
 def _events(item: TResponseOutputItem) -> Iterator[TResponseStreamEvent]:
-    """A response as it streams in: begun, the item word by word, completed."""
-    yield ResponseCreatedEvent(response=_response([]), sequence_number=0, type="response.created")
+    """A response as it streams in: begun, the item piece by piece, completed."""
+    numbers = count()
+    yield ResponseCreatedEvent(response=_response([]), sequence_number=next(numbers), type="response.created")
     empty: dict[str, Any] = {"content": []} if isinstance(item, ResponseOutputMessage) else {"arguments": ""}
     begun = item.model_copy(update=empty | {"status": "in_progress"})
-    yield ResponseOutputItemAddedEvent(item=begun, output_index=0, sequence_number=1, type="response.output_item.added")
-    number = 1
-    if isinstance(item, ResponseOutputMessage):
-        for word in re.findall(r"\S+\s*", _text([part.model_dump() for part in item.content])):
-            number += 1
-            yield ResponseTextDeltaEvent(
-                content_index=0,
-                delta=word,
-                item_id=item.id,
-                logprobs=[],
-                output_index=0,
-                sequence_number=number,
-                type="response.output_text.delta",
-            )
-    yield ResponseOutputItemDoneEvent(
-        item=item, output_index=0, sequence_number=number + 1, type="response.output_item.done"
+    yield ResponseOutputItemAddedEvent(
+        item=begun, output_index=0, sequence_number=next(numbers), type="response.output_item.added"
     )
-    yield ResponseCompletedEvent(response=_response([item]), sequence_number=number + 2, type="response.completed")
+    for kind, fields in _pieces(item):
+        yield kind(item_id=item.id, output_index=0, sequence_number=next(numbers), **fields)
+    yield ResponseOutputItemDoneEvent(
+        item=item, output_index=0, sequence_number=next(numbers), type="response.output_item.done"
+    )
+    yield ResponseCompletedEvent(response=_response([item]), sequence_number=next(numbers), type="response.completed")
+
+
+def _pieces(item: TResponseOutputItem) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The events between the beginning and the end of an item, and what they say of it."""
+    if isinstance(item, ResponseFunctionToolCall):
+        kind = "response.function_call_arguments."
+        yield ResponseFunctionCallArgumentsDeltaEvent, {"delta": item.arguments, "type": f"{kind}delta"}
+        done = {"arguments": item.arguments, "name": item.name, "type": f"{kind}done"}
+        yield ResponseFunctionCallArgumentsDoneEvent, done
+    if isinstance(item, ResponseOutputMessage):
+        empty = ResponseOutputText(text="", annotations=[], type="output_text")
+        yield ResponseContentPartAddedEvent, {"content_index": 0, "part": empty, "type": "response.content_part.added"}
+        text = _text([part.model_dump() for part in item.content])
+        of_text = {"content_index": 0, "logprobs": []}
+        for word in re.findall(r"\S+\s*", text):
+            yield ResponseTextDeltaEvent, {**of_text, "delta": word, "type": "response.output_text.delta"}
+        yield ResponseTextDoneEvent, {**of_text, "text": text, "type": "response.output_text.done"}
+        part = {"content_index": 0, "part": item.content[0], "type": "response.content_part.done"}
+        yield ResponseContentPartDoneEvent, part
