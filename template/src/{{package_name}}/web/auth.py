@@ -1,8 +1,8 @@
 """Who is calling? This file is yours: no update of the template touches it. What it calls is checked in `identity.py`.
 
-As it stands, the settings decide: with WEB_JWT_SECRET or WEB_JWKS_URL the `sub` of a token is the user, with WEB_API_KEY
-there is one. A site with a sign-in of its own returns the user of its cookie instead. Behind a gateway that signs users
-in, return the header that it sets, and let nobody but the gateway reach the service.
+As it stands, the settings decide: with WEB_JWT_SECRET or WEB_JWKS_URL a token's `sub` is the user; with WEB_API_KEY
+there is one user. A site with a sign-in of its own returns the user of its cookie instead. Behind a gateway that signs
+users in, return the header that it sets, and let nobody but the gateway reach the service.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ class Guard:
 
         async def told(message: Message) -> None:
             nonlocal begun
+            if size > self._max_bytes and not begun:
+                return  # what reads bodies makes an error of its own of it
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
@@ -66,10 +68,10 @@ class Guard:
 
         try:
             await self._app(scope, counted, told)
-        except Problem as problem:
-            if begun:
-                raise
-            await problem.response()(scope, receive, told)
+        finally:
+            if size > self._max_bytes and not begun:
+                size = 0
+                await self._too_large().response()(scope, receive, told)
 
     def _problem(self, scope: Scope) -> Problem | None:
         headers, path = Headers(scope=scope), scope["path"].removeprefix(scope.get("root_path", ""))
