@@ -16,6 +16,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: https:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+CLOSE = {"Connection": "close"}
+"""The rest of a body that is too large is not read."""
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -89,4 +91,4 @@ class Guard:
         return None
 
     def _too_large(self) -> Problem:
-        return Problem(413, f"The request has more than {self._max_bytes:,} bytes (WEB_MAX_BODY_BYTES).")
+        return Problem(413, f"The request has more than {self._max_bytes:,} bytes (WEB_MAX_BODY_BYTES).", headers=CLOSE)
