@@ -73,7 +73,7 @@ WRAPPED = (
     *(f"contract/test_{name}" for name in ("cancellation", "damage", "leases", "opening")),
     "encryption",
 )
-OF_REDIS = (*MOVED, "contract/test_concurrency", "redis/test_store")
+OF_REDIS = (*MOVED, "contract/test_concurrency", "redis/test_store", "redis/test_turns")
 
 
 def prove(project: Project, *places: str, **environment: str) -> int:

@@ -238,6 +238,25 @@ async def test_what_is_noted_of_a_turn_comes_back(store: SessionStore) -> None:
     assert (taken.last, taken.same) == (newest, older)
 
 
+async def test_the_newest_turn_of_a_request_is_found_and_a_request_may_change(store: SessionStore) -> None:
+    token = await take(store)
+
+    async def note(turn: Turn) -> None:
+        await store.append(KEY, batch(lease=token, turn=turn))
+
+    async def found(request_id: str) -> str | None:
+        taken = await store.lease(KEY, token, LONG, request_id=request_id)
+        assert taken is not None
+        return taken.same and taken.same.id
+
+    for turn_id, request_id in (("a", "r"), ("b", "r"), ("c", ""), ("d", None)):
+        await note(Turn(turn_id, "done", "", request_id))
+    assert [await found(request_id) for request_id in ("r", "", "1")] == ["b", "c", None]
+    await note(Turn("b", "done", "", "other"))
+    await note(Turn("c", "done", "", None))
+    assert [await found(request_id) for request_id in ("r", "", "other")] == ["a", None, "b"]
+
+
 async def test_a_turn_grows_when_it_goes_on(store: SessionStore) -> None:
     token = await take(store)
     await store.append(KEY, batch("a", lease=token, turn=Turn("t", "paused", "state", "r")))

@@ -12,7 +12,7 @@ import pytest
 from redis.crc import key_slot
 
 from my_agent.sessions import RedisStore, SessionRef, StoreUnavailable
-from my_agent.sessions.records import Batch, Row
+from my_agent.sessions.records import Batch, Row, new_id
 from my_agent.sessions.redis import index as redis_index
 from my_agent.sessions.redis.keys import keys_of
 from proof.redis import groups as redis_groups
@@ -177,6 +177,40 @@ async def test_a_deletion_in_the_middle_of_a_first_write_leaves_nothing_unlisted
             listed = [info.session_id for info in (await store.list_sessions(user_id)).sessions]
             assert listed == (["s"] if rows else [])
         assert len(stored(cluster, "agent:sessions*")) == (2 if rows else 0)
+
+
+@pytest.mark.parametrize("what", ["append", "title", "another run", "nothing"])
+async def test_what_comes_in_while_an_empty_session_is_given_back_stays(
+    cluster: Cluster, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries in the indexes are on other nodes, so giving it back takes several steps."""
+    ref, token, other_token = SessionRef("ada", "s"), new_id(), new_id()
+    async with RedisStore(settings_for(cluster.url)) as store, RedisStore(settings_for(cluster.url)) as other:
+        assert await store.lease(ref, token, 60) is not None
+        look_up = redis_index.scores
+
+        async def watched(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            scores = await look_up(*arguments)
+            match what:
+                case "append":
+                    await other.append(ref, batch("a"))
+                case "title":
+                    assert await other.update_session(ref, title="T")
+                case "another run":
+                    assert await other.release(ref, None)
+                    assert await other.lease(ref, other_token, 60) is not None
+            return scores
+
+        monkeypatch.setattr(redis_index, "scores", watched)
+        await store.release(ref, token)
+        assert (await store.find_session(ref) is None) == (what == "nothing")
+        for user_id in ("ada", None):
+            listed = [info.session_id for info in (await store.list_sessions(user_id)).sessions]
+            assert listed == ([] if what == "nothing" else ["s"])
+        if what == "another run":
+            await other.append(ref, batch("theirs")._replace(lease=other_token))
+        assert len(stored(cluster, "agent:sessions*")) == (0 if what == "nothing" else 2)
 
 
 async def test_a_new_session_costs_two_round_trips_and_later_writes_one(

@@ -57,13 +57,22 @@ async def test_what_a_run_has_read_does_not_expire_before_it_writes(servers: Sta
         assert await store.tail(KEY, None) == ["question", "answer"]
 
 
-async def test_a_lease_that_is_only_renewed_does_not_keep_a_session(servers: Started) -> None:
+async def test_a_session_does_not_expire_under_a_run(servers: Started) -> None:
     async with RedisStore(settings_for(servers.url, session_ttl=1.0)) as store:
+        await store.append(KEY, batch("question"))
         token = await take(store)
         for _ in range(4):
-            await asyncio.sleep(0.3)
-            kept = await store.renew(KEY, token, LONG)
-        assert not kept
+            await asyncio.sleep(0.4)
+            assert await store.renew(KEY, token, LONG)
+        await store.append(KEY, batch("answer", lease=token, release=True))
+        assert await store.tail(KEY, None) == ["question", "answer"]
+
+
+async def test_a_run_that_died_does_not_keep_a_session(servers: Started) -> None:
+    async with RedisStore(settings_for(servers.url, session_ttl=1.0)) as store:
+        token = await take(store)
+        await asyncio.sleep(1.2)
+        assert not await store.renew(KEY, token, LONG)
         with pytest.raises(LeaseLost):
             await store.append(KEY, batch("late", lease=token, turn=Turn("t", "done", "")))
         assert await store.find_session(KEY) is None
@@ -154,6 +163,13 @@ async def test_clearing_leaves_no_word_of_a_turn(store: RedisStore) -> None:
     assert not [text for text in everything if text.startswith(("id", "a ", "1a "))]
     await note(store, token, Turn("new", "done", ""))  # the lease is still held
     assert [turn.id for turn in await store.turns(KEY, 10)] == ["new"]
+
+
+async def test_a_session_that_lost_its_info_can_be_cleared(store: RedisStore) -> None:
+    await store.append(KEY, batch("a"))
+    await (await store._ready()).call("DEL", keys_of("agent", KEY).info)
+    await asyncio.wait_for(store.clear(KEY), timeout=2)
+    assert await store.tail(KEY, None) == []
 
 
 async def test_a_copy_does_not_go_into_what_a_dead_run_left(store: RedisStore) -> None:

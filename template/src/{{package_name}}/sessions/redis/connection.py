@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from hiredis import pack_command
@@ -72,15 +73,21 @@ class RedisConnection:
         keys: Sequence[str],
         arguments: Sequence[Argument],
         deadline: float | None = None,
+        *,
+        large: bool = False,
     ) -> Any:
-        """Run a script on keys of one slot: in one round trip if the server knows it, else in two."""
+        """Run a script on keys of one slot: in one round trip if the server knows it, else in two.
+
+        Args:
+            large: As for `call`.
+        """
         rest = (len(keys), *keys, *arguments)
-        deadline = deadline or self.deadline()
+        exchange = partial(self._servers.exchange, deadline=deadline or self.deadline(), change=True, large=large)
         try:
             try:
-                return await self._servers.exchange(keys[0], _pack("EVALSHA", script.sha, *rest), deadline, change=True)
+                return await exchange(keys[0], _pack("EVALSHA", script.sha, *rest))
             except NoScriptError:  # a new server, or SCRIPT FLUSH: nothing was done
-                return await self._servers.exchange(keys[0], _pack("EVAL", script.text, *rest), deadline, change=True)
+                return await exchange(keys[0], _pack("EVAL", script.text, *rest))
         except (NotSent, *DRIVER_ERRORS) as error:
             raise self._translated(error) from error
 

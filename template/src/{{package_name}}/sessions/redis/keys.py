@@ -3,7 +3,7 @@
 A session has three keys with one hash tag, `{user/session}`, so they live in one slot of a cluster:
 
     agent:{ada/chat-1}:items     list: the texts of the items, oldest first
-    agent:{ada/chat-1}:info      hash: title, metadata, item_count, created_at, updated_at
+    agent:{ada/chat-1}:info      hash: title, metadata, item_count, created_at, updated_at; lease and turns (`turns.py`)
     agent:{ada/chat-1}:batches   sorted set: ids of the last hour's batches, to recognise a repeated one
 
 The third outlives the session by an hour, so that a late repetition does not bring back what was deleted. It holds no

@@ -161,6 +161,28 @@ end
 """
 )
 
+# Notes beside the data the scores of a session's entries in the indexes of a cluster, which are removed next (empty or
+# missing: none): a first write that wrote these before must write new ones.
+NOTE_ENTRIES = """
+local function need_to_note_entries()
+  if ARGV[3] then
+    redis.call('ZSCORE', KEYS[3], 'all')
+    need('ZADD', KEYS[3])
+    need('PEXPIRE', KEYS[3])
+  end
+end
+
+local function note_entries()
+  for position, index in ipairs({'all', 'user'}) do
+    local score = ARGV[2 + position]
+    if score and score ~= '' then
+      redis.call('ZADD', KEYS[3], score, index)
+      redis.call('PEXPIRE', KEYS[3], (BATCH_MEMORY + TIDY) * 1000)
+    end
+  end
+end
+"""
+
 # ARGV: …, batch, has title, title, texts. 0 if the batch was there.
 APPEND = Script.of(
     COMMON
@@ -352,35 +374,25 @@ return kept
 """)
 
 # KEYS: items, info, batches, and the indexes if they are on this server. ARGV: delete only if last written before this
-# time in microseconds (0: in any case), member, and, in a cluster, the scores of its entries in the indexes, which are
-# removed next (empty: none): a first write that wrote these before must write new ones. Returns 1 if the session was
-# deleted, 0 if it was written to since, -1 if there is none; and when it was last written to.
+# time in microseconds (0: in any case), member, and what `note_entries` takes. Returns 1 if the session was deleted, 0
+# if it was written to since, -1 if there is none; and when it was last written to.
 # What is known of its batches stays for its hour: a late repeat must not bring it back.
 DELETE = Script.of(
     _CONSTANTS
     + RIGHTS
+    + NOTE_ENTRIES
     + """
 local updated = redis.call('HGET', KEYS[2], 'updated_at')
 if updated and ARGV[1] ~= '0' and (tonumber(updated) or 0) >= tonumber(ARGV[1]) then
   return {0, updated}
 end
 need('DEL', KEYS[1])
-if ARGV[3] then
-  redis.call('ZSCORE', KEYS[3], 'all')
-  need('ZADD', KEYS[3])
-  need('PEXPIRE', KEYS[3])
-end
+need_to_note_entries()
 for position = 4, #KEYS do
   redis.call('ZSCORE', KEYS[position], ARGV[2])
   need('ZREM', KEYS[position])
 end
-for position, index in ipairs({'all', 'user'}) do
-  local score = ARGV[2 + position]
-  if score and score ~= '' then
-    redis.call('ZADD', KEYS[3], score, index)
-    redis.call('PEXPIRE', KEYS[3], (BATCH_MEMORY + TIDY) * 1000)
-  end
-end
+note_entries()
 redis.call('DEL', KEYS[1], KEYS[2])
 for position = 4, #KEYS do
   redis.call('ZREM', KEYS[position], ARGV[2])

@@ -63,12 +63,14 @@ from .settings import RedisSettings
 from .turns import (
     CHANGE_TURN,
     CLEAR,
+    ENTRIES_NEEDED,
     FORK,
     LEASE,
     LEASED_APPEND,
     LOST,
     PAGE,
     RELEASE,
+    REMOVED,
     RENEW,
     TURNS,
     leased_of,
@@ -157,20 +159,32 @@ class RedisStore(ConnectedStore):
     ) -> Leased | None:
         count = "" if limit is None else min(limit, MAX_LIMIT)
         arguments: list[Argument] = [str(token), round(seconds * 1_000_000), count, *_optional(request_id)]
-        reply = await self._write(LEASE, ref, arguments, lists=True)
+        large = limit is None or limit > MANY
+        reply = await self._write(LEASE, ref, arguments, lists=True, moves=False, large=large)
         return None if reply is None else leased_of(reply)
 
     async def renew(self, ref: SessionRef, token: UUID, seconds: float) -> bool:
-        arguments: list[Argument] = [str(token), round(seconds * 1_000_000)]
-        return bool(await (await self._ready()).evaluate(RENEW, [keys_of(self._prefix, ref).info], arguments))
+        keys = keys_of(self._prefix, ref)
+        arguments: list[Argument] = [str(token), round(seconds * 1_000_000), self._ttl]
+        return bool(await (await self._ready()).evaluate(RENEW, [keys.items, keys.info], arguments))
 
     @settles
     async def release(self, ref: SessionRef, token: UUID | None) -> bool:
-        reply = await self._write(RELEASE, ref, _optional(None if token is None else str(token)))
-        if reply == 2 and (await self._ready()).clustered and (info := await self.find_session(ref)) is not None:
-            # The indexes are elsewhere. If it has been written to since, it stays.
-            member, since = keys_of(self._prefix, ref).member, microseconds(info.updated_at) + 1
-            await self._delete([Entry(0, member)] if not info.item_count else [], [], since)
+        connection, keys = await self._ready(), keys_of(self._prefix, ref)
+        which = _optional(None if token is None else str(token))
+
+        async def give_back(names: Sequence[str], scores: Sequence[str]) -> int:
+            reply: int = await connection.evaluate(RELEASE, names, [self._ttl, keys.member, *scores, *which])
+            return reply
+
+        if not connection.clustered:
+            return bool(await give_back(keys[:5], ("", "")))
+        reply = await give_back(keys[:3], ("0", "0"))
+        if reply == ENTRIES_NEEDED:  # nothing came in, so the session goes, and its entries on other nodes with it
+            (scores,) = await redis_index.scores(connection, [keys])
+            reply = await give_back(keys[:3], scores)
+            if reply == REMOVED:
+                await redis_index.unlist(connection, [(keys, scores)])
         return bool(reply)
 
     async def turns(self, ref: SessionRef, limit: int = 1, turn_id: str | None = None) -> list[Turn]:
@@ -274,19 +288,33 @@ class RedisStore(ConnectedStore):
         self._connection = None
 
     async def _write(
-        self, script: Script, ref: SessionRef, arguments: Sequence[Argument] = (), *, lists: bool = False
+        self,
+        script: Script,
+        ref: SessionRef,
+        arguments: Sequence[Argument] = (),
+        *,
+        lists: bool = False,
+        moves: bool = True,
+        large: bool = False,
     ) -> Any:
-        """Run a script that writes to a session; `lists`: it may begin the session."""
+        """Run a script that writes to a session.
+
+        Args:
+            lists: It may begin the session.
+            moves: The session becomes the one that was written last.
+            large: See `RedisConnection.call`.
+        """
         connection, keys = await self._ready(), keys_of(self._prefix, ref)
         deadline = connection.deadline()
         if self._ttl:
             await self._tidy_sometimes(connection)
         if connection.clustered:
             return await run_to_completion(
-                self._write_in_cluster(connection, script, keys, arguments, deadline, lists=lists),
+                self._write_in_cluster(connection, script, keys, arguments, deadline, lists, moves, large),
                 self.settings.session_settle_seconds,
             )
-        return await connection.evaluate(script, keys[:5], (self._ttl, keys.member, "", "", *arguments), deadline)
+        arguments = (self._ttl, keys.member, "", "", *arguments)
+        return await connection.evaluate(script, keys[:5], arguments, deadline, large=large)
 
     async def _tidy_sometimes(self, connection: RedisConnection) -> None:
         """Remove expired sessions from the indexes, more than there are new ones.
@@ -312,19 +340,22 @@ class RedisStore(ConnectedStore):
         keys: SessionKeys,
         arguments: Sequence[Argument],
         deadline: float,
-        *,
         lists: bool,
+        moves: bool,
+        large: bool,
     ) -> Any:
         """Write the entries in the indexes, which are on other nodes, at the same time; of a new session before."""
 
         async def write(scores: Sequence[str]) -> Any:
-            return await connection.evaluate(script, keys[:3], (self._ttl, keys.member, *scores, *arguments), deadline)
+            every = (self._ttl, keys.member, *scores, *arguments)
+            return await connection.evaluate(script, keys[:3], every, deadline, large=large)
 
+        if not moves and (reply := await write(("0", "0"))) != UNLISTED:
+            return reply
         listing = asyncio.ensure_future(redis_index.touch(connection, keys, add=lists, deadline=deadline))
         listing.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at, or not of interest
         try:
-            reply = await write(("0", "0"))
-            if reply != UNLISTED:
+            if moves and (reply := await write(("0", "0"))) != UNLISTED:
                 # It is listed since it began. An index that is away keeps it at its old place.
                 await asyncio.wait({listing}, timeout=REFRESH_SECONDS)
                 return reply

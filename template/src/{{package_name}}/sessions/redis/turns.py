@@ -3,7 +3,6 @@
     lease, lease_until, lease_began   who has the session, until when (microseconds), whether it began with the lease
     turns, turn_next                  numbers of the turns, the oldest first, with commas; the newest number
     turn:7:status …                   what is noted of turn 7: id, request, status, content, first, last, time (seconds)
-    turn_id:… turn_request:…          the number of the turn with this id, of this request
 
 Positions are places in the list of items, from 0 on.
 """
@@ -12,12 +11,14 @@ from __future__ import annotations
 
 from ..records import TURN_DAYS, TURNS_KEPT, Leased, Turn
 from .connection import Script
-from .scripts import COMMON, RIGHTS, TIME
+from .scripts import COMMON, NOTE_ENTRIES, RIGHTS, TIME
 
 LONGEST_LEASE = 3600
 """A lease that lasts for more seconds than this was taken under a wrong clock, and is not one."""
 LOST = -2
 """Answer of a script that needs a lease which is not the session's (any more)."""
+ENTRIES_NEEDED, REMOVED = 2, 3
+"""Answers of RELEASE: tell it the scores first, nothing was done yet; the session is gone."""
 
 _TURNS = (
     f"\nlocal KEPT, SECONDS, LONGEST, LOST = {TURNS_KEPT}, {TURN_DAYS * 86400}, {LONGEST_LEASE} * 1000000, {LOST}"
@@ -43,23 +44,36 @@ local function names(number)
   return found
 end
 
+local function is_kept(time)
+  return math.abs(second - (tonumber(time or '') or 0)) <= SECONDS
+end
+
 -- Its parts; false if there is none, or it is too old.
 local function turn(number)
   local parts = number and redis.call('HMGET', info, unpack(names(number)))
-  return parts and parts[1] and math.abs(second - (tonumber(parts[7] or '') or 0)) <= SECONDS and parts or false
+  return parts and parts[1] and is_kept(parts[7]) and parts or false
 end
 
-local function numbered(kind, name)
-  return redis.call('HMGET', info, 'turn_' .. kind .. ':' .. name)[1]
+-- One part of each of these turns, without their contents, which may be long.
+local function part_of_each(list, part)
+  local found = {}
+  for position, number in ipairs(list) do
+    found[position] = field(number, part)
+  end
+  return found[1] and redis.call('HMGET', info, unpack(found)) or found
+end
+
+-- The number of the newest turn of which this part is this text.
+local function newest(list, part, text)
+  local texts = part_of_each(list, part)
+  for position = #list, 1, -1 do
+    if texts[position] == text then
+      return list[position]
+    end
+  end
 end
 
 local function forget(number)
-  local known = redis.call('HMGET', info, field(number, 'id'), field(number, 'request'))
-  for position, kind in ipairs({'id', 'request'}) do
-    if known[position] and numbered(kind, known[position]) == number then
-      redis.call('HDEL', info, 'turn_' .. kind .. ':' .. known[position])
-    end
-  end
   redis.call('HDEL', info, unpack(names(number)))
 end
 """
@@ -78,9 +92,6 @@ if count == 0 and not known[1] then
   remember(ARGV[5])  -- no session comes into being, and a repetition does nothing
   return 1
 end
-if unlisted() then
-  return UNLISTED
-end
 need_to_write()
 need('DEL', items)
 need('HDEL', info)
@@ -91,7 +102,9 @@ for _, number in ipairs(numbers()) do
   forget(number)
 end
 redis.call('HDEL', info, 'turns')
-written()
+if known[1] then
+  written()
+end
 return 1
 """
 )
@@ -123,7 +136,7 @@ set('lease_until', text_of(now + ARGV[6]))
 set('lease_began', began and '1' or '0')
 local list = numbers()
 local last = turn(list[#list])
-local same = ARGV[8] == '1' and turn(numbered('request', ARGV[9]))
+local same = ARGV[8] == '1' and turn(newest(list, 'request', ARGV[9]))
 if not known[1] then
   written()
 else
@@ -143,42 +156,57 @@ return {began and count == 0 and 1 or 0, last, same, rows}
 """
 )
 
-# KEYS: info. ARGV: token, microseconds.
+# KEYS: items, info. ARGV: token, microseconds, time to live in milliseconds (0: none): what is in use does not expire.
 RENEW = Script.of(
     TIME
+    + RIGHTS
     + """
-if redis.call('HMGET', KEYS[1], 'lease')[1] ~= ARGV[1] then
+if redis.call('HMGET', KEYS[2], 'lease')[1] ~= ARGV[1] then
   return 0
 end
-redis.call('HSET', KEYS[1], 'lease_until', text_of(now + ARGV[2]))
+if ARGV[3] ~= '0' then
+  need('PEXPIRE', KEYS[1])
+end
+redis.call('HSET', KEYS[2], 'lease_until', text_of(now + ARGV[2]))
+if ARGV[3] ~= '0' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], ARGV[3])
+end
 return 1
 """
 )
 
-# ARGV: …, has token, token. 0 if there was no such lease, 1 if it is given back, 2 if the session goes with it (in a
-# cluster: should go).
+# ARGV: …, has token, token. 0: there was no such lease, 1: it is given back. A session with nothing in it goes, also
+# from the indexes: on one server here; in a cluster this needs the scores of its entries, and the caller removes those.
 RELEASE = Script.of(
     COMMON
+    + NOTE_ENTRIES
+    + f"\nlocal ENTRIES_NEEDED, REMOVED = {ENTRIES_NEEDED}, {REMOVED}"
     + """
 local held = redis.call('HMGET', info, 'lease', 'lease_began', 'metadata', 'turns')
 if not held[1] or (ARGV[5] == '1' and held[1] ~= ARGV[6]) then
   return 0
 end
-local empty = held[2] == '1' and count == 0 and not known[3] and (held[3] or '{}') == '{}' and (held[4] or '') == ''
-if empty and ARGV[3] == '' then
-  need('DEL', info)
-  for position = 4, #KEYS do
-    need('ZREM', KEYS[position])
-  end
-  redis.call('DEL', info)
-  for position = 4, #KEYS do
-    redis.call('ZREM', KEYS[position], member)
-  end
-  return 2
+local has_something = count > 0 or known[3] or (held[3] or '{}') ~= '{}' or (held[4] or '') ~= ''
+if held[2] ~= '1' or has_something then
+  need('HDEL', info)
+  redis.call('HDEL', info, 'lease', 'lease_until', 'lease_began')
+  return 1
 end
-need('HDEL', info)
-redis.call('HDEL', info, 'lease', 'lease_until', 'lease_began')
-return empty and 2 or 1
+if ARGV[3] == '0' then
+  return ENTRIES_NEEDED
+end
+need('DEL', info)
+need_to_note_entries()
+for position = 4, #KEYS do
+  need('ZREM', KEYS[position])
+end
+note_entries()
+redis.call('DEL', info)
+for position = 4, #KEYS do
+  redis.call('ZREM', KEYS[position], member)
+end
+return REMOVED
 """
 )
 
@@ -201,34 +229,40 @@ local before = count
 remember(ARGV[5])
 push(16)
 if ARGV[10] == '1' then
-  local list, number = numbers(), numbered('id', ARGV[11])
-  local old = turn(number)
-  if not old then
+  local list = numbers()
+  local times, number = part_of_each(list, 'time'), newest(list, 'id', ARGV[11])
+  local begins
+  for position, each in ipairs(list) do
+    if each == number and is_kept(times[position]) then
+      begins = redis.call('HMGET', info, field(number, 'first'))[1] or ''
+    end
+  end
+  if not begins then
     number = text_of((tonumber(redis.call('HMGET', info, 'turn_next')[1] or '') or 0) + 1)
     set('turn_next', number)
-    list[#list + 1] = number
+    list[#list + 1], times[#list + 1] = number, second
   end
   local kept = {}
   for position, each in ipairs(list) do
-    if each == number or (#list - position < KEPT and turn(each)) then
+    if each == number or (#list - position < KEPT and is_kept(times[position])) then
       kept[#kept + 1] = each
     else
       forget(each)
     end
   end
   set('turns', table.concat(kept, ','))
-  set('turn_id:' .. ARGV[11], number)
   set(field(number, 'id'), ARGV[11])
   set(field(number, 'status'), ARGV[14])
   set(field(number, 'content'), ARGV[15])
   set(field(number, 'time'), second)
   if ARGV[12] == '1' then
-    set('turn_request:' .. ARGV[13], number)
     set(field(number, 'request'), ARGV[13])
+  else
+    redis.call('HDEL', info, field(number, 'request'))
   end
   if count > before then
     set(field(number, 'last'), count - 1)
-    if not (old and old[5]) then
+    if (begins or '') == '' then
       set(field(number, 'first'), before)
     end
   end
@@ -249,13 +283,13 @@ TURNS = Script.of(
     + """
 local found = {}
 if ARGV[1] == '1' then
-  found[1] = turn(numbered('id', ARGV[2])) or nil
+  found[1] = turn(newest(numbers(), 'id', ARGV[2])) or nil
   return found
 end
 local list = numbers()
 for position = #list, 1, -1 do
-  local parts = turn(list[position])
-  if parts and #found < tonumber(ARGV[3]) then
+  local parts = #found < tonumber(ARGV[3]) and turn(list[position])
+  if parts then
     found[#found + 1] = parts
   end
 end
@@ -273,7 +307,7 @@ CHANGE_TURN = Script.of(
 if ARGV[1] == '1' and redis.call('HMGET', info, 'lease')[1] ~= ARGV[2] then
   return 0
 end
-local number = numbered('id', ARGV[3])
+local number = newest(numbers(), 'id', ARGV[3])
 local parts = turn(number)
 if not parts then
   return 0
