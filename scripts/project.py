@@ -63,7 +63,7 @@ def lay_proof(target: Path, project: Path) -> list[str]:
         for file in proof.rglob("*.py"):
             text = file.read_text()
             file.write_text(re.sub(r"\bmy_agent\b", package, text).replace("my-agent", package.replace("_", "-")))
-    needs = ["--with-requirements", str(proof / "requirements.txt")]
+    needs = [word for file in sorted(proof.rglob("requirements.txt")) for word in ("--with-requirements", str(file))]
     return ["uv", "run", "--quiet", "--project", str(project), *needs, "python", "-m"]
 
 
