@@ -81,5 +81,6 @@ def tool_environment() -> dict[str, str]:
         "LOG_",
         "TRACE_",
         "OTEL_",
+        "WEB_",
     )
     return {name: value for name, value in os.environ.items() if not name.startswith(ours) and name != "VIRTUAL_ENV"}

@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **PRESETS,
     "redis-encrypted": {"backend": "redis", "encryption": True},
     "supabase-encrypted": {"backend": "supabase", "encryption": True},
+    "redis-web": {"backend": "redis", "web": True},
     "apache": {
         "project_name": "A rather long name of a project with-dashes and_underscores",
         "license": "Apache-2.0",
@@ -82,7 +83,7 @@ class Project:
 
 def clean_environment() -> dict[str, str]:
     """What a new user's shell has: nothing of ours, and git with a name."""
-    settings = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "SHOW_", "DEV_SERVER")
+    settings = ("DATABASE_", "REDIS_", "SUPABASE_", "OPENAI_", "SESSION_", "HISTORY_", "SHOW_", "DEV_SERVER", "WEB_")
     ours = (*settings, "VIRTUAL_ENV", "TEST_", "PYTEST_", "GIT_", "PYTHONDONTWRITEBYTECODE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     who = {"NAME": "Ada", "EMAIL": "ada@example.com"}

@@ -145,3 +145,22 @@ def test_a_bad_answer_changes_nothing(releases: Path, tmp_path: Path, answer: st
     # Copier shows where in its own code it noticed; the last line says what is wrong.
     assert words in str(refusal.value).splitlines()[-1]
     assert git(project.path, "status", "--short") == ""
+
+
+def test_the_web_service_comes_and_goes_and_its_own_file_stays_the_users(releases: Path, tmp_path: Path) -> None:
+    project = start(releases, tmp_path / "project", backend="redis")
+    update(project, web=True)
+    assert_no_conflict(project)
+    assert_same(project, start(releases, tmp_path / "fresh", backend="redis", web=True))
+    auth = project.path / "src/my_agent/web/auth.py"
+    auth.write_text(auth.read_text() + "\n# ours\n")
+    commit_all(project.path, "Our own sign-in")
+    update(project, web=True, encryption=True)
+    assert_no_conflict(project)
+    assert auth.read_text().endswith("# ours\n")
+    commit_all(project.path, "Encryption")
+    update(project, web=False)
+    assert_no_conflict(project)
+    assert not (project.path / "src/my_agent/cli/serve.py").exists()
+    # Copier takes what it brought; the edit is in the last commit, which `git status` shows as deleted.
+    assert auth.exists() or "web/auth.py" in git(project.path, "status", "--short")

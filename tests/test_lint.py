@@ -76,12 +76,13 @@ def services(project: Project) -> dict[str, dict[str, Any]]:
     return dict(json.loads(config)["services"])
 
 
-@pytest.mark.parametrize("backend", ["postgres-encrypted", "redis", "supabase"])
+@pytest.mark.parametrize("backend", ["postgres-encrypted", "redis", "redis-web", "supabase"])
 def test_the_settings_of_env_reach_the_app_in_its_image(installed: Install, tmp_path: Path, backend: str) -> None:
     source = installed(backend)
     project = Project(tmp_path)
     shutil.copy(source.path / "docker-compose.yml", tmp_path)
-    fresh = services(project)["app"]["environment"]
+    service = "web" if backend == "redis-web" else "app"
+    fresh = services(project)[service]["environment"]
     program = "from my_agent.settings import Settings; print(*(name.upper() for name in Settings.model_fields))"
     names = set(source.run(".venv/bin/python", "-c", program).split())
     of_the_host = {"DEV_SERVER", "DATABASE_POOLER", "SUPABASE_DB_URL"}
@@ -89,7 +90,7 @@ def test_the_settings_of_env_reach_the_app_in_its_image(installed: Install, tmp_
         of_the_host.add("DATABASE_SCHEMA")  # has one value alone
     assert names - of_the_host == set(fresh)
     (tmp_path / ".env").write_text("HISTORY_MAX_ITEMS=7\n")
-    assert services(project)["app"]["environment"] == {**fresh, "HISTORY_MAX_ITEMS": "7"}
+    assert services(project)[service]["environment"] == {**fresh, "HISTORY_MAX_ITEMS": "7"}
     assert fresh["HISTORY_MAX_ITEMS"] is None
 
 

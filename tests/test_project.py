@@ -101,6 +101,11 @@ def test_the_contract_holds_with_encryption(installed: Install, backend: str) ->
     assert prove(project, *SEALED[backend]) > 150
 
 
+def test_the_web_service_holds(installed: Install) -> None:
+    """On one backend: it uses a store as the conversation does, which is proven on all."""
+    assert prove(installed("redis-web"), "web") > 120
+
+
 # How the presets run that differ from the one of their backend in their settings alone.
 OTHER_SETTINGS = {"redis-cluster": "cluster", "redis-sentinel": "sentinel"}
 

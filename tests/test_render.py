@@ -210,6 +210,33 @@ src/my_agent/sessions/encryption/store.py
 """
 
 
+OF_WEB = """
+src/my_agent/cli/serve.py
+src/my_agent/web/__init__.py
+src/my_agent/web/app.py
+src/my_agent/web/auth.py
+src/my_agent/web/conversations.py
+src/my_agent/web/guard.py
+src/my_agent/web/identity.py
+src/my_agent/web/page/api.js
+src/my_agent/web/page/dom.js
+src/my_agent/web/page/icon.svg
+src/my_agent/web/page/index.html
+src/my_agent/web/page/main.js
+src/my_agent/web/page/markdown.js
+src/my_agent/web/page/messages.js
+src/my_agent/web/page/sessions.js
+src/my_agent/web/page/style.css
+src/my_agent/web/page/turn.js
+src/my_agent/web/problems.py
+src/my_agent/web/requests.py
+src/my_agent/web/responses.py
+src/my_agent/web/service.py
+src/my_agent/web/shapes.py
+src/my_agent/web/stream.py
+"""
+
+
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
 def test_the_answers_give_exactly_these_files(rendered: Install, backend: str) -> None:
     assert rendered(backend).files() == sorted((COMMON + OF_ITS_OWN[backend]).split())
@@ -219,6 +246,17 @@ def test_the_answers_give_exactly_these_files(rendered: Install, backend: str) -
 def test_encryption_adds_exactly_these_files(rendered: Install, backend: str) -> None:
     files = rendered(f"{backend}-encrypted").files()
     assert files == sorted((COMMON + OF_ITS_OWN[backend] + OF_ENCRYPTION).split())
+
+
+def test_the_web_service_adds_exactly_these_files(rendered: Install) -> None:
+    assert rendered("redis-web").files() == sorted((COMMON + OF_ITS_OWN["redis"] + OF_WEB).split())
+
+
+@pytest.mark.parametrize("backend", OF_ITS_OWN)
+def test_nothing_of_the_web_service_is_left_where_it_was_not_chosen(rendered: Install, backend: str) -> None:
+    project = rendered(backend)
+    assert [name for name in project.files() if re.search(r"WEB_[A-Z]|cli/serve|/web/", project.read(name))] == []
+    assert "fastapi" not in project.read("pyproject.toml")
 
 
 @pytest.mark.parametrize("backend", OF_ITS_OWN)
@@ -255,7 +293,7 @@ def test_nothing_tells_of_another_backend(rendered: Install, variant: str) -> No
 DOCS = ("database", "http", "operate", "sessions", "update")
 LONGEST_PAGE = 120
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
-PROOF = re.compile(r"`(?:proof/)?((?:app|contract|encryption|faults|postgres|redis|sql|supabase)/test_\w+\.py)`")
+PROOF = re.compile(r"`(?:proof/)?((?:app|contract|encryption|faults|postgres|redis|sql|supabase|web)/test_\w+\.py)`")
 OF_THE_CONTRACT = re.compile(r"\(`(test_\w+\.py)`\)")
 
 
@@ -295,7 +333,7 @@ IMPORTS = """if True:
 """
 
 
-@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase", "postgres-encrypted"])
+@pytest.mark.parametrize("backend", ["postgres", "redis", "supabase", "postgres-encrypted", "redis-web"])
 def test_python_on_the_pages_can_be_pasted(installed: Install, backend: str) -> None:
     project = installed(backend)
     imports = []
