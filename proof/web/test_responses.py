@@ -31,9 +31,10 @@ class Talk:
         self.client = AsyncOpenAI(api_key="none", base_url="http://unset")
         self.model: ScriptedModel = ScriptedModel()
         self.url = ""
+        self.tools: list[Any] = [look_up, launch_rocket]
 
     def agent(self, _: Any) -> Agent[Any]:
-        return Agent(name="Front", model=_Follows(self), tools=[look_up, launch_rocket])
+        return Agent(name="Front", model=_Follows(self), tools=self.tools)
 
     def says(self, *script: Any) -> None:
         self.model = ScriptedModel(*script)
@@ -151,6 +152,37 @@ async def test_a_repeated_request_counts_once(talk: Talk) -> None:
     ]
     assert events[-1].response.output_text == "once"
     assert len(talk.model.seen) == 1
+
+
+async def test_a_repeated_request_begins_one_conversation(talk: Talk, store: SessionStore) -> None:
+    talk.says(say("once"), say("twice"))
+    options: Any = {"input": "Hi", "extra_headers": {"Idempotency-Key": "k1"}}
+    answers = [await talk.client.responses.create(**options) for _ in range(2)]
+    assert answers[0].id == answers[1].id
+    assert len((await store.list_sessions()).sessions) == 1
+
+
+async def test_a_conversation_may_have_any_name(talk: Talk, store: SessionStore) -> None:
+    for name in ("a/b", "ü & ? #", "%2F"):
+        await store.session(name).add_items([{"role": "user", "content": name}])
+        assert (await talk.client.conversations.retrieve(name)).id == name
+        talk.says(say("yes"))
+        assert (await talk.client.responses.create(input="Hi", conversation=name)).output_text == "yes"
+    listed = await talk.client.conversations.items.list("a/b")
+    assert len(listed.data) == 3
+
+
+async def test_a_tool_that_breaks_down_ends_the_stream_with_an_event(talk: Talk) -> None:
+    @function_tool(failure_error_function=None)
+    def break_down() -> str:
+        """Fail."""
+        raise MemoryError("planted")
+
+    talk.tools = [break_down]
+    talk.says(call("break_down"))
+    events: list[Any] = [event async for event in await talk.client.responses.create(input="Hi", stream=True)]
+    assert events[-1].type == "response.failed"
+    assert "planted" not in events[-1].response.error.message or "break_down" in events[-1].response.error.message
 
 
 # ── Approvals ───────────────────────────────────────────────────────────────

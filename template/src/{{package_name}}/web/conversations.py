@@ -50,27 +50,10 @@ async def delete_all(known: Known) -> Item:
     return {"object": "list.deleted", "deleted": await known.store.delete_user(known.ref("any").user_id)}
 
 
-@router.get("/conversations/{session_id}")
-async def retrieve(session_id: str, known: Known) -> Item:
-    return conversation(await known.info(session_id))
+# These two come first: an id may have slashes in it.
 
 
-@router.post("/conversations/{session_id}")
-async def update(session_id: str, known: Known, asked: ChangeConversation) -> Item:
-    """Change the title or the metadata."""
-    if not await known.store.update_session(known.ref(session_id), title=asked.title, metadata=asked.metadata):
-        raise no_conversation(session_id)
-    return conversation(await known.info(session_id))
-
-
-@router.delete("/conversations/{session_id}")
-async def delete(session_id: str, known: Known) -> Item:
-    if not await known.store.delete_session(known.ref(session_id)):
-        raise no_conversation(session_id)
-    return {"id": session_id, "object": "conversation.deleted", "deleted": True}
-
-
-@router.get("/conversations/{session_id}/items")
+@router.get("/conversations/{session_id:path}/items")
 async def items(
     session_id: str, known: Known, limit: Limit = 20, after: str | None = None, order: str | None = None
 ) -> Item:
@@ -93,7 +76,7 @@ async def items(
     return page(data[::-1], str(found.positions[0]) if found.positions else None, found.more)
 
 
-@router.post("/conversations/{session_id}/fork")
+@router.post("/conversations/{session_id:path}/fork")
 async def copy(session_id: str, known: Known, asked: Fork | None = None) -> Item:
     """A new conversation with all of this one, or with what came before a message of the user (to say it anew)."""
     await known.info(session_id)
@@ -104,6 +87,26 @@ async def copy(session_id: str, known: Known, asked: Fork | None = None) -> Item
     else:
         await fork(known.session(session_id), name, before)
     return conversation(await known.info(name))
+
+
+@router.get("/conversations/{session_id:path}")
+async def retrieve(session_id: str, known: Known) -> Item:
+    return conversation(await known.info(session_id))
+
+
+@router.post("/conversations/{session_id:path}")
+async def update(session_id: str, known: Known, asked: ChangeConversation) -> Item:
+    """Change the title or the metadata."""
+    if not await known.store.update_session(known.ref(session_id), title=asked.title, metadata=asked.metadata):
+        raise no_conversation(session_id)
+    return conversation(await known.info(session_id))
+
+
+@router.delete("/conversations/{session_id:path}")
+async def delete(session_id: str, known: Known) -> Item:
+    if not await known.store.delete_session(known.ref(session_id)):
+        raise no_conversation(session_id)
+    return {"id": session_id, "object": "conversation.deleted", "deleted": True}
 
 
 @router.get("/export")

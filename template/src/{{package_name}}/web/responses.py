@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from hashlib import sha256
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,8 +18,8 @@ from sse_starlette import EventSourceResponse
 from ..conversation.approvals import pending
 from ..conversation.notes import TurnNote, turn_id
 from ..conversation.report import Usage
-from ..conversation.turn import ApprovalNeeded, Done, Message, SdkEvent, TurnFailed, run_turn
-from ..sessions.errors import LeaseLost, SessionStoreError
+from ..conversation.turn import ApprovalNeeded, Done, Message, SdkEvent, run_turn
+from ..sessions.errors import LeaseLost
 from ..sessions.records import Turn, new_id
 from .problems import Problem, problem_of
 from .requests import CreateResponse, checked
@@ -126,7 +127,7 @@ class _Asked:
         Raises:
             Problem: It is not there, or something else waits.
         """
-        session_id = await _session_id(known, asked)
+        session_id = await _session_id(known, asked, request_id)
         decisions = asked.decisions()
         if decisions is None:
             turn = cls(known, agent, session_id, asked.message())
@@ -204,7 +205,7 @@ class _Asked:
                     elif isinstance(event, Done):
                         for each in answer.completed(event.usage):
                             yield each
-        except (TurnFailed, SessionStoreError) as error:
+        except Exception as error:
             if not (begun and told):
                 raise
             stopped = isinstance(error, LeaseLost) or "stopped from elsewhere" in str(error)
@@ -212,13 +213,14 @@ class _Asked:
                 yield each
 
 
-async def _session_id(known: Caller, asked: CreateResponse) -> str:
+async def _session_id(known: Caller, asked: CreateResponse, request_id: str | None) -> str:
     if asked.session_id is not None and asked.previous_response_id is not None:
         raise Problem(400, "Name the conversation or the previous response, not both.", param="previous_response_id")
     if asked.session_id is not None:
         return (await known.info(asked.session_id)).session_id
     if asked.previous_response_id is None:
-        return f"conv_{new_id().hex}"
+        # A request that is repeated begins the same conversation, and so counts once as well.
+        return f"conv_{new_id().hex if request_id is None else sha256(request_id.encode()).hexdigest()[:32]}"
     turn, session_id = await _stored(known, asked.previous_response_id)
     newest = await known.store.turns(known.ref(session_id), 1)
     if newest and newest[0].id != turn.id:
