@@ -264,6 +264,23 @@ async def test_a_schema_that_the_api_has_not_noticed_yet_is_waited_for(
         await store.close()
 
 
+async def test_a_function_that_the_api_has_not_noticed_yet_is_waited_for(
+    settings: SupabaseSettings, project: Environment
+) -> None:
+    """It knew those of an earlier migration, and so let the store open."""
+    async with SupabaseStore(settings) as store:
+        await store.append(KEY, Batch.of([Row("a")]))
+        await ask(project, "ALTER FUNCTION agent_session_tail RENAME TO hidden")
+        await ask(project, "NOTIFY pgrst, 'reload schema'")
+        await asyncio.sleep(0.5)
+        reading = asyncio.create_task(store.tail(KEY, None))
+        await asyncio.sleep(0.2)
+        assert not reading.done()
+        await ask(project, "ALTER FUNCTION hidden RENAME TO agent_session_tail")
+        await ask(project, "NOTIFY pgrst, 'reload schema'")
+        assert await reading == ["a"]
+
+
 @pytest.mark.parametrize(
     ("versions", "words"),
     [("1, 1", "Run `.* db upgrade`"), ("99999999999999, 99999999999999", "made for newer programs than this one")],

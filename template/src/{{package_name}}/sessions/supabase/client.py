@@ -184,6 +184,15 @@ class Caller:
         """
         if deadline is None:
             deadline = deadline_of(self._settings)
+        # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
+        for pause in SCHEMA_PAUSES:
+            with suppress(SchemaOutdated):
+                return await self._signed(function, arguments, deadline)
+            await asyncio.sleep(pause)
+        return await self._signed(function, arguments, deadline)
+
+    async def _signed(self, function: str, arguments: dict[str, Any], deadline: float) -> Any:
+        """One call, with the token of the user if there is one."""
         if self._token is None:
             return await self._attempt(function, arguments, deadline)
         token = await self._token.get(deadline)
@@ -214,19 +223,10 @@ class Caller:
         Raises:
             SchemaOutdated: It does not, or is not there.
         """
-        answer = await self._opening(user_id)
+        answer = await self.call(OPENING_FUNCTION, {"p_user_id": user_id})
         if not (isinstance(answer, list) and len(answer) == 4):
             raise StoreRefused(f"{self._settings.where} answers, but is not a Supabase API. Correct SUPABASE_URL.")
         return read_opening(answer[:3]), answer[3]
-
-    async def _opening(self, user_id: str) -> Any:
-        # The API notices a migration a moment later: https://docs.postgrest.org/en/latest/references/schema_cache.html
-        arguments, deadline = {"p_user_id": user_id}, deadline_of(self._settings)
-        for pause in SCHEMA_PAUSES:
-            with suppress(SchemaOutdated):
-                return await self.call(OPENING_FUNCTION, arguments, deadline)
-            await asyncio.sleep(pause)
-        return await self.call(OPENING_FUNCTION, arguments, deadline)
 
     async def close(self) -> None:
         """Give up this caller's share; the last one closes the connections."""
