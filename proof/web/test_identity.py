@@ -182,7 +182,7 @@ async def test_one_key_is_one_user(store: SessionStore, server_environment: dict
     app = app_of(server_environment, web_api_key=SecretStr("a-key"))
     async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
         for given, status in (("a-key", 200), ("a-keY", 401), ("a-key2", 401), ("ä", 401)):
-            bearer = {"Authorization": f"Bearer {given}".encode()}
+            bearer = [(b"Authorization", f"Bearer {given}".encode())]
             answer = await client.get("/v1/conversations", headers=bearer)
             assert answer.status_code == status, given
 
