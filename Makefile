@@ -21,8 +21,8 @@ demo: .venv/ready  ## render a project and talk to its agent in two processes (B
 test: lint  ## run all tests: the template, and every rendered project's own on a real server
 	$(BIN)/python -m pytest -n 2 --maxschedchunk 1 --durations=12
 
-prove: .venv/ready  ## run proof/ on one backend (BACKEND=postgres|redis|supabase, ENCRYPTION=true, NEWEST=true; ONLY=word for some files) or on your PROJECT=../my-agent
-	@$(BIN)/python scripts/prove.py $(or $(BACKEND),postgres) $(if $(ONLY),--only $(ONLY)) $(if $(ENCRYPTION),--encryption) $(if $(NEWEST),--newest) $(if $(PROJECT),--project $(PROJECT))
+prove: .venv/ready  ## run proof/ on one backend (BACKEND=postgres|redis|supabase, ENCRYPTION=true, WEB=true, NEWEST=true; ONLY=word for some files) or on your PROJECT=../my-agent
+	@$(BIN)/python scripts/prove.py $(or $(BACKEND),postgres) $(if $(ONLY),--only $(ONLY)) $(if $(ENCRYPTION),--encryption) $(if $(WEB),--web) $(if $(NEWEST),--newest) $(if $(PROJECT),--project $(PROJECT))
 
 lint: .venv/ready  ## check style and types of this repository
 	$(BIN)/ruff check .

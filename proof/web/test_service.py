@@ -96,6 +96,18 @@ async def test_without_a_way_to_know_users_it_listens_on_this_machine_alone(monk
     assert "short" not in short.err.replace("WEB_JWT_SECRET", "").replace("too short", "")
 
 
+async def test_a_server_that_is_away_is_one_sentence(
+    server_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_RETRY_SECONDS", "0.1")
+    for name, value in server_environment.items():
+        monkeypatch.setenv(name, re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:1", value))
+    refused = await invoke("serve", "--port", free_port())
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in refused.err
+
+
 async def test_turns_that_run_end_when_the_service_does(
     store: SessionStore, server_environment: dict[str, str]
 ) -> None:

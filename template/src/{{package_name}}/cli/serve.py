@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from ipaddress import ip_address
 from typing import Annotated
@@ -32,13 +33,20 @@ def serve(
         note("Everybody on this machine may use it: neither WEB_JWT_SECRET, WEB_JWKS_URL nor WEB_API_KEY is set.")
     import uvicorn
 
-    from ..app import start_ahead
+    from ..app import embedded_server, open_app_store, open_model, start_ahead
 
-    start_ahead(settings, embedded=True)
+    async def look() -> None:
+        async with open_app_store(settings), open_model(settings):
+            pass
+
+    if embedded_server(settings, embedded=True).used:
+        start_ahead(settings, embedded=True)
+    else:
+        asyncio.run(look())  # what is wrong is one sentence here
     note(f"http://{host}:{port}  Ctrl-C ends it.")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     uvicorn.run(
-        f"{__package__.partition('.')[0]}.web.app:create_app",
+        f"{__package__.partition('.')[0]}.web.app:served",
         factory=True,
         host=host,
         port=port,

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse
@@ -19,23 +19,28 @@ from ..settings import Settings, load_settings
 from . import conversations, responses
 from .guard import Guard
 from .problems import Problem, handle_problems
-from .service import Build, Caller, Service, caller
+from .service import Build, Known, Service
 from .shapes import page
 
 PAGE = Path(__file__).with_name("page")
 READY_SECONDS = 5.0
-Known = Annotated[Caller, Depends(caller)]
 
 
-def create_app(settings: Settings | None = None, build: Build = build_agent) -> FastAPI:
+def served() -> FastAPI:
+    """What `serve` runs."""
+    return create_app(embedded=True)
+
+
+def create_app(settings: Settings | None = None, build: Build = build_agent, *, embedded: bool = False) -> FastAPI:
     """The service. It can be mounted in another app, also below a prefix.
 
     Args:
         settings: None: those of the environment.
         build: Makes the agent from a model.
+        embedded: Use the embedded server in a checkout; True only in `serve`.
     """
     settings = settings or load_settings()
-    service = Service(settings, build)
+    service = Service(settings, build, embedded=embedded)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

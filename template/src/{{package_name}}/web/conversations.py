@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from io import BytesIO
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from ..conversation.edit import fork
@@ -15,11 +15,10 @@ from ..sessions.records import Batch, new_id
 from ..transfer.sessions import export_sessions
 from .problems import Problem
 from .requests import ChangeConversation, Fork, NewConversation
-from .service import Caller, caller
+from .service import Known
 from .shapes import Item, approval_request, conversation, no_conversation, page, position_of, shown_rows, waiting_calls
 
 router = APIRouter(prefix="/v1")
-Known = Annotated[Caller, Depends(caller)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 

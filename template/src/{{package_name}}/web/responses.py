@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from agents import Agent
-from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from fastapi import APIRouter, Body, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ from ..sessions.errors import LeaseLost
 from ..sessions.records import Turn, new_id
 from .problems import Problem, problem_of
 from .requests import CreateResponse, checked
-from .service import Caller, caller, until_gone
+from .service import Caller, Known, until_gone
 from .shapes import (
     Item,
     approval_request,
@@ -39,7 +39,6 @@ from .stream import Event, ResponseEvents, encoded
 
 HEARTBEAT_SECONDS = 15
 router = APIRouter()
-Known = Annotated[Caller, Depends(caller)]
 
 
 @router.post("/v1/responses")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from agents import Agent
 from agents.models.interface import Model
-from fastapi import Request
+from fastapi import Depends, Request
 
 from ..agent import build_agent
 from ..app import open_app_store, open_model
@@ -25,19 +25,25 @@ Build = Callable[[Model], Agent[Any]]
 class Service:
     """The parts of one app. They are opened at its start, or by the first request if it is mounted in another app."""
 
-    def __init__(self, settings: Settings, build: Build = build_agent) -> None:
-        self.settings, self._build = settings, build
+    def __init__(self, settings: Settings, build: Build = build_agent, *, embedded: bool = False) -> None:
+        self.settings, self._build, self._embedded = settings, build, embedded
         self._stack: AsyncExitStack | None = None
         self._opening = asyncio.Lock()
         self._store: SessionStore | None = None
         self._agent: Agent[Any] | None = None
 
     async def open(self) -> None:
-        """Raises: SessionStoreError: The store cannot be used; SettingMissing: the model cannot."""
+        """Open what is not open yet.
+
+        Raises:
+            SessionStoreError: The store cannot be used, or a setting of the model is missing.
+        """
         async with self._opening:
             if self._stack is None:
                 async with AsyncExitStack() as stack:
-                    self._store = await stack.enter_async_context(open_app_store(self.settings, embedded=True))
+                    self._store = await stack.enter_async_context(
+                        open_app_store(self.settings, embedded=self._embedded)
+                    )
                     model = await stack.enter_async_context(open_model(self.settings))
                     self._agent = self._build(model)
                     self._stack = stack.pop_all()
@@ -89,6 +95,9 @@ async def caller(request: Request) -> Caller:
     service: Service = request.app.state.service
     user_id = await user_of(request, service.settings)
     return Caller(service, await service.store(), user_id)
+
+
+Known = Annotated[Caller, Depends(caller)]
 
 
 async def until_gone(request: Request, work: Awaitable[Any]) -> Any:
