@@ -93,6 +93,22 @@ async def test_who_does_not_want_to_wait_is_told(store: SessionStore) -> None:
     assert await roles(store) == ["user", "assistant"]
 
 
+async def test_a_tool_may_write_to_the_session_of_its_turn_but_not_begin_another_turn(store: SessionStore) -> None:
+    @function_tool(failure_error_function=None)
+    async def note_down() -> str:
+        """Write beside the turn."""
+        await session_of(store).add_items([user("noted")])
+        with pytest.raises(SessionBusy):
+            await outcome(agent_of(say("never")), session_of(store), wait_seconds=0.1)
+        return "done"
+
+    agent = agent_of(call("note_down"), say("fine"))
+    agent.tools = [note_down]
+    assert await outcome(agent, session_of(store)) == Done("fine")
+    assert await roles(store) == ["user", "user", "function_call", "function_call_output", "assistant"]
+    assert texts((await session_of(store).get_items())[:2]) == ["noted", "Hello"]
+
+
 async def test_after_a_crash_the_session_is_free_again(store: SessionStore) -> None:
     assert await store.lease(KEY, new_id(), 0.3) is not None  # whose holder has died
     assert isinstance(await outcome(agent_of(say("hi")), session_of(store)), Done)

@@ -166,3 +166,27 @@ async def test_a_summary_that_is_gone_is_not_looked_for_for_ever(store: SessionS
         seen = await cast(Any, history_window(session, 3, None, place)(await session.get_items(6), [user("new")]))
         assert texts(seen) == ["question 59", "answer 59", "new"]
         assert place.position is None
+
+
+async def test_a_summary_counts_as_tokens_and_is_sent_with_the_newest_turn(store: SessionStore) -> None:
+    session = session_of(store)
+    sealed = anything(id="cmp_1", type="compaction", encrypted_content="x" * 4_000)
+    await session.add_items([user("old"), sealed, *long_history(40)])
+    place = SummaryPlace(session, 0)
+    window = history_window(session, 100, 1_500, place)
+    seen = await cast(Any, window)(await session.get_items(8), [user("new")])
+    assert seen[0] == sealed
+    assert texts(seen[1:2])[0].startswith("question ")
+    assert 3 < len(seen) < 20
+    assert place.position == (await store.page(KEY)).positions[1]
+
+
+async def test_rows_that_cannot_be_read_stay_in_front_of_a_summary(store: SessionStore, damage_row: Any) -> None:
+    session = store.session("s")
+    await session.add_items(long_history())
+    await damage_row(11, "unreadable")
+    async with served(ModelServer(compacted)) as model:
+        assert await summarise(session, model, after_items=3)
+    rows = await session.tail(None)
+    assert rows[1] == "unreadable"
+    assert (await session.get_items())[-1] == SUMMARY
