@@ -529,7 +529,7 @@ def test_the_example_file_is_copied_for_its_owner_alone(render: Render) -> None:
 
 
 START = ["backend", "project_name", "package_name", "encryption", "details"]
-DETAILS = ["description", "author_name", "author_email", "license"]
+DETAILS = ["web", "description", "author_name", "author_email", "license"]
 
 
 def asked(template: Path, folder: Path, *options: str, **keys: str) -> list[str]:

@@ -195,7 +195,7 @@ class Broken(OfflineModel):
         begun = 0
         async for event in super().stream_response(*args, **kwargs):
             begun += 1
-            if begun == 4:
+            if begun == 5:  # after the first word
                 if self.error:
                     raise self.error
                 await asyncio.Event().wait()

@@ -7,14 +7,32 @@ import json
 from typing import Any
 
 import pytest
-from agents import Agent, set_tracing_disabled
+from agents import (
+    Agent,
+    ToolGuardrailFunctionOutput,
+    ToolInputGuardrailData,
+    set_tracing_disabled,
+    tool_input_guardrail,
+)
 
+from my_agent.conversation import hold as holding
 from my_agent.conversation.approvals import discard, pending
 from my_agent.conversation.turn import ApprovalGone, ApprovalNeeded, ApprovalPending, Done, TurnFailed
 from my_agent.sessions import SessionStore
+from my_agent.sessions.errors import LeaseLost
 from my_agent.sessions.records import new_id
 from proof.support.scripted_model import ScriptedModel, call, say
-from proof.support.turns import KEY, SlowModel, agent_of, events_of, launched, outcome, roles, session_of
+from proof.support.turns import (
+    KEY,
+    SlowModel,
+    agent_of,
+    events_of,
+    launch_rocket,
+    launched,
+    outcome,
+    roles,
+    session_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -211,3 +229,39 @@ async def test_a_damaged_state_is_refused(store: SessionStore, damage: str) -> N
     with pytest.raises(ApprovalGone, match="Discard it"):
         await pending(agent_of(say("x")), session_of(store))
     assert await discard(session_of(store))
+
+
+async def test_a_kept_state_does_not_give_up_another_turn_that_waits(store: SessionStore) -> None:
+    first = await paused(store)
+    assert await discard(session_of(store))
+    assert isinstance(await outcome(agent_of(call("launch_rocket", text="Gemini")), session_of(store)), ApprovalNeeded)
+    agent = agent_of(say("done"))
+    with pytest.raises(ApprovalPending):
+        await outcome(agent, session_of(store), first.state)
+    assert isinstance(await pending(agent, session_of(store)), ApprovalNeeded)
+    assert launched == []
+
+
+async def test_a_stop_before_a_decision_did_anything_uses_nothing_up(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "RENEW_SECONDS", 0.05)
+    await paused(store)
+    agent = agent_of(say("done"))
+    decided = await found(store, agent)
+    begun = asyncio.Event()
+
+    @tool_input_guardrail
+    async def think(data: ToolInputGuardrailData) -> ToolGuardrailFunctionOutput:
+        begun.set()
+        await asyncio.sleep(10)
+        return ToolGuardrailFunctionOutput.allow()
+
+    monkeypatch.setattr(launch_rocket, "tool_input_guardrails", [think])
+    run = asyncio.create_task(outcome(agent, session_of(store), decided))
+    await asyncio.wait_for(begun.wait(), timeout=10)
+    assert await store.release(KEY, None)
+    with pytest.raises((TurnFailed, LeaseLost)):
+        await asyncio.wait_for(run, timeout=10)
+    assert launched == []
+    assert isinstance(await pending(agent, session_of(store)), ApprovalNeeded)

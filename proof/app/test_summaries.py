@@ -14,12 +14,13 @@ from agents.models.openai_responses import OpenAIResponsesModel
 from pydantic import SecretStr
 
 from my_agent.app import open_model
-from my_agent.conversation.history import history_window
-from my_agent.conversation.notes import TurnNote
+from my_agent.conversation.edit import NothingToEdit, fork, fork_before
+from my_agent.conversation.history import history_settings, history_window
+from my_agent.conversation.notes import SOMEWHERE, TurnNote
 from my_agent.conversation.summary import SummaryPlace, summarise
 from my_agent.conversation.turn import ApprovalNeeded, Done, TurnFailed
 from my_agent.dev.offline import OfflineModel
-from my_agent.sessions import SessionStore
+from my_agent.sessions import SessionRef, SessionStore
 from my_agent.sessions.records import new_id
 from my_agent.settings import Settings
 from proof.support.helpers import answer, anything, texts, user
@@ -97,7 +98,7 @@ async def test_a_long_history_is_replaced_by_its_summary(store: SessionStore) ->
     assert scripted.seen[0][-2:] == [SUMMARY, user("Next")]
     note = TurnNote.of((await store.turns(KEY))[0])
     assert note is not None
-    assert note.summary == 0
+    assert note.summary == SOMEWHERE
 
 
 async def test_what_is_written_meanwhile_stays(store: SessionStore) -> None:
@@ -161,7 +162,7 @@ async def test_a_summary_is_seen_however_far_back_it_is(store: SessionStore) -> 
 async def test_a_summary_that_is_gone_is_not_looked_for_for_ever(store: SessionStore) -> None:
     session = session_of(store)
     await session.add_items(long_history(60))
-    for position in (0, 10**9):
+    for position in (SOMEWHERE, 10**9):
         place = SummaryPlace(session, position)
         seen = await cast(Any, history_window(session, 3, None, place)(await session.get_items(6), [user("new")]))
         assert texts(seen) == ["question 59", "answer 59", "new"]
@@ -172,9 +173,9 @@ async def test_a_summary_counts_as_tokens_and_is_sent_with_the_newest_turn(store
     session = session_of(store)
     sealed = anything(id="cmp_1", type="compaction", encrypted_content="x" * 4_000)
     await session.add_items([user("old"), sealed, *long_history(40)])
-    place = SummaryPlace(session, 0)
+    place = SummaryPlace(session, SOMEWHERE)
     window = history_window(session, 100, 1_500, place)
-    seen = await cast(Any, window)(await session.get_items(8), [user("new")])
+    seen = await cast(Any, window)(await session.get_items(history_settings(100, 1_500).limit), [user("new")])
     assert seen[0] == sealed
     assert texts(seen[1:2])[0].startswith("question ")
     assert 3 < len(seen) < 20
@@ -190,3 +191,66 @@ async def test_rows_that_cannot_be_read_stay_in_front_of_a_summary(store: Sessio
     rows = await session.tail(None)
     assert rows[1] == "unreadable"
     assert (await session.get_items())[-1] == SUMMARY
+
+
+@pytest.mark.parametrize("output", [[], [{"type": "message", "role": "user", "content": "question 0"}]])
+async def test_an_answer_without_a_summary_replaces_nothing(store: SessionStore, output: list[Any]) -> None:
+    def without(path: str, body: dict[str, Any]) -> Answer:
+        status, kind, text = compacted(path, body)
+        return status, kind, json.dumps({**json.loads(text), "output": output})
+
+    session, before = session_of(store), long_history()
+    await session.add_items(before)
+    async with served(ModelServer(without)) as model:
+        with pytest.raises(TurnFailed, match="without a summary"):
+            await summarise(session, model, after_items=3)
+    assert await session.get_items() == before
+
+
+async def test_what_lacks_its_other_half_is_not_sent(store: SessionStore) -> None:
+    session = session_of(store)
+    orphan = anything(type="function_call", id="fc_1", call_id="c1", name="t", arguments="{}")
+    await session.add_items([*long_history(), orphan, user("and then")])
+    server = ModelServer(compacted)
+    async with served(server) as model:
+        assert await summarise(session, model, after_items=3)
+    ((_, _, body),) = server.requests
+    assert not [item for item in body["input"] if item.get("type") == "function_call"]
+
+
+async def test_a_summary_can_be_stopped(store: SessionStore) -> None:
+    session, before = session_of(store), long_history()
+    await session.add_items(before)
+    server = ModelServer(compacted)
+    serve = server._serve
+
+    async def stopped(reader: Any, writer: Any) -> None:
+        assert await store.release(KEY, None)
+        await serve(reader, writer)
+
+    server._serve = stopped  # type: ignore[method-assign]
+    async with served(server) as model:
+        assert not await summarise(session, model, after_items=3)
+    assert await session.get_items() == before
+
+
+async def test_what_a_summary_stands_for_cannot_be_edited(store: SessionStore) -> None:
+    session = session_of(store)
+    await session.add_items(long_history())
+    async with served(ModelServer(compacted)) as model:
+        assert await summarise(session, model, after_items=3)
+    with pytest.raises(NothingToEdit, match="A summary stands for"):
+        await fork_before(session, "copy")
+    assert await store.find_session(SessionRef(KEY.user_id, "copy")) is None
+
+
+@pytest.mark.parametrize("how", ["fork", "no note"])
+async def test_a_summary_is_found_without_a_note_of_it(store: SessionStore, how: str) -> None:
+    session = session_of(store)
+    await session.add_items([user("old"), SUMMARY, *long_history(20)])
+    if how == "fork":
+        await fork(session, "copy")
+        session = store.session("copy", user_id=KEY.user_id)
+    scripted = ScriptedModel(say("fine"))
+    await outcome(agent_of(model=scripted), session, max_items=4)
+    assert SUMMARY in scripted.seen[0]

@@ -98,7 +98,7 @@ async def claim(held: Hold, message: Message | ApprovalNeeded | RunState[RunCont
         yield None
         return
     if isinstance(message, RunState):
-        yield await _resumed(held)
+        yield await _resumed(held, message)
         return
     turn, note = held.last, TurnNote.of(held.last)
     gone = ApprovalGone("This was decided already, or the conversation went on without it.")
@@ -114,17 +114,22 @@ async def claim(held: Hold, message: Message | ApprovalNeeded | RunState[RunCont
     except BaseException:
         if not (held.acted or held.buffer.stored or held.buffer.released):
             with suppress(SessionStoreError):
-                await run_to_completion(held.change(claimed, turn), held.session.store.settings.session_settle_seconds)
+                # Without the lease, which may be lost: the claim is in the record, so nobody else's is taken back.
+                store, ref = held.session.store, held.session.ref
+                await run_to_completion(store.change_turn(ref, claimed, turn), store.settings.session_settle_seconds)
         raise
 
 
-async def _resumed(held: Hold) -> Turn | None:
+async def _resumed(held: Hold, state: RunState[RunContext]) -> Turn | None:
     """For a `RunState` that the app kept itself: the record of the turn that goes on, if the newest waits or waited.
 
     Whoever has the state may go on with it, also again.
     """
     turn, note = held.last, TurnNote.of(held.last)
     if turn is None or note is None or turn.status not in ("approval", "resumed"):
+        return None
+    if {call.call_id for call in state.get_interruptions()} != {call["call_id"] for call in note.calls}:
+        _refuse_while_pending(held)  # another turn waits
         return None
     resumed = record("resumed", note, turn)
     return resumed if resumed == turn or await held.change(turn, resumed) else None

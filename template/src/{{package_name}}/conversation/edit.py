@@ -16,7 +16,7 @@ from ..sessions import SessionRef, SessionStoreError, StoredSession
 from ..sessions.codec import try_decode
 from ..sessions.paging import again
 from ..sessions.retry import with_retries
-from .items import is_user_message
+from .items import is_summary, is_user_message
 
 
 class NothingToEdit(SessionStoreError):
@@ -32,10 +32,10 @@ async def fork_before(session: StoredSession, new_session_id: str, nth: int = 1)
         nth: Which message, counted from the newest one, 1.
 
     Returns:
-        The text of that message.
+        The text of that message, without its images and files.
 
     Raises:
-        NothingToEdit: There are fewer messages, or there is such a session already.
+        NothingToEdit: There are fewer messages since the last summary, or there is such a session already.
         ValueError: `nth` is less than 1.
         SessionStoreError: The store failed.
     """
@@ -46,6 +46,8 @@ async def fork_before(session: StoredSession, new_session_id: str, nth: int = 1)
         page = await again(store, store.page, session.ref, before)
         for row, position in zip(reversed(page.rows), reversed(page.positions), strict=True):
             item = try_decode(row)
+            if item is not None and is_summary(item):
+                raise NothingToEdit("A summary stands for what came before: it cannot be taken apart any more.")
             left -= item is not None and is_user_message(item)
             if item is not None and not left:
                 await fork(session, new_session_id, position)

@@ -59,7 +59,7 @@ def history_window(
             read *= 2
             # In place: the Runner takes what this list holds for stored, and stores every other item that it gets.
             history[:] = await session.get_items(read)
-        if summary is not None and (earlier := await summary.before(history)) is not None:
+        if summary is not None and (earlier := await summary.before(history, is_all=len(history) < read)):
             history.insert(0, earlier)
         # None: no user ever said anything here, and nothing can be cut off without breaking what is left.
         return [*(window(history, max_items, max_tokens) or []), *new_items]

@@ -13,6 +13,8 @@ from ..sessions.records import Turn, new_id
 from .report import Usage
 
 VERSION = 1
+SOMEWHERE = -1
+"""A session may have a summary, but nobody knows where."""
 Status = Literal["done", "approval", "resumed", "discarded"]
 """`approval` waits for one, `resumed` got one and runs, or ran when its process died."""
 
@@ -28,7 +30,7 @@ class TurnNote:
     usage: Usage = field(default_factory=Usage)
     total: Usage = field(default_factory=Usage)
     """What the session has cost until here."""
-    summary: int | None = None
+    summary: int | None = SOMEWHERE
     """See `SummaryPlace.position`."""
     metadata: dict[str, str] = field(default_factory=dict)
     """What the client notes of its request."""
@@ -64,7 +66,7 @@ def turn_id(token: UUID) -> str:
 
 
 def record(
-    status: Status, note: TurnNote, turn: Turn | None = None, request_id: str | None = None, token: UUID | None = None
+    status: str, note: TurnNote, turn: Turn | None = None, request_id: str | None = None, token: UUID | None = None
 ) -> Turn:
     """A record to store: a new one, or `turn` as it goes on."""
     if turn is None:
