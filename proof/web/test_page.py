@@ -50,7 +50,8 @@ async def browser() -> AsyncIterator[Browser]:
     if program is None:
         missing("the page is tried in Chromium, which is not here: apt-get install chromium")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]  # in a container, and as root
+        browser = await playwright.chromium.launch(executable_path=program, args=options)
         yield browser
         await browser.close()
 
