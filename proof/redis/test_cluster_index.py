@@ -213,6 +213,38 @@ async def test_what_comes_in_while_an_empty_session_is_given_back_stays(
         assert len(stored(cluster, "agent:sessions*")) == (0 if what == "nothing" else 2)
 
 
+async def test_a_first_write_while_an_empty_session_is_given_back_is_listed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries are written before the old ones are looked up, its data after the old session is gone."""
+    ref, token = SessionRef("ada", "s"), new_id()
+    look_up, touch, unlist = redis_index.scores, redis_index.touch, redis_index.unlist
+    async with RedisStore(settings_for(cluster.url)) as store, RedisStore(settings_for(cluster.url)) as other:
+        assert await store.lease(ref, token, 60) is not None
+        early = list[list[str]]()
+
+        async def watched_scores(*arguments: Any) -> Any:
+            connection = await other._ready()
+            early.append(await touch(connection, keys_of("agent", ref), add=True, deadline=connection.deadline()))
+            return await look_up(*arguments)
+
+        async def watched_touch(*arguments: Any, **more: Any) -> Any:
+            return early.pop() if early else await touch(*arguments, **more)
+
+        async def watched_unlist(*arguments: Any) -> None:
+            monkeypatch.setattr(redis_index, "touch", watched_touch)
+            await other.append(ref, batch("a"))
+            await unlist(*arguments)
+
+        monkeypatch.setattr(redis_index, "scores", watched_scores)
+        monkeypatch.setattr(redis_index, "unlist", watched_unlist)
+        assert await store.release(ref, token)
+        monkeypatch.undo()
+        assert await store.tail(ref, None) == ["a"]
+        for user_id in ("ada", None):
+            assert [info.session_id for info in (await store.list_sessions(user_id)).sessions] == ["s"]
+
+
 async def test_a_new_session_costs_two_round_trips_and_later_writes_one(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
