@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from my_agent.sessions import RedisStore, SessionRef, StoreUnavailable
-from my_agent.sessions.records import Batch, Row
+from my_agent.sessions.records import Batch, Row, new_id
 from my_agent.sessions.redis import line as redis_line
 from my_agent.sessions.redis.connection import RedisConnection, Script
 from my_agent.sessions.redis.multiplexer import LARGE_BYTES, Multiplexer
@@ -70,6 +70,12 @@ async def test_a_whole_history_and_a_long_batch_are_large(own_server: Server) ->
         large: Any = lines._lines[True]
         heard = large._heard_at
         await store.tail(KEY, None)
+        assert large._heard_at > heard
+        heard = large._heard_at
+        await store.lease(KEY, new_id(), 60, limit=20)
+        assert await store.release(KEY, None)
+        assert large._heard_at == heard
+        await store.lease(KEY, new_id(), 60, limit=None)
         assert large._heard_at > heard
 
 
