@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from my_agent.sessions.errors import LeaseLost
 from my_agent.sessions.records import TURN_DAYS, TURNS_KEPT, Batch, Row, Turn, new_id
 from my_agent.sessions.redis.keys import keys_of, microseconds
 from proof.redis.fixtures import settings_for
-from proof.redis.servers import Started
+from proof.redis.servers import Server, Started
 
 KEY = SessionRef("ada", "s")
 INFO = keys_of("agent", KEY).info
@@ -144,6 +145,24 @@ async def test_turns_do_not_grow_without_end(store: RedisStore) -> None:
     assert await (await store._ready()).call("HLEN", INFO) == count
 
 
+async def test_only_the_contents_of_turns_that_are_returned_are_read(own_server: Server) -> None:
+    """A paused run's content may have megabytes."""
+    async with RedisStore(settings_for(own_server.url)) as store:
+        token = await take(store)
+        await note(store, token, *(Turn(f"t{n}", "paused", "x", f"r{n}") for n in range(1, 6)))
+        with own_server.client() as client, client.monitor() as monitor:
+            await store.append(KEY, batch("a", lease=token, turn=Turn("t2", "done", "y", "r2")))
+            await store.turns(KEY, 2)
+            await store.turns(KEY, turn_id="t3")
+            await store.lease(KEY, token, LONG, request_id="r1")
+            await (await store._ready()).call("ECHO", "the end")
+            read = []
+            while "the end" not in (command := monitor.next_command()["command"]):
+                if command.startswith("HMGET"):
+                    read += re.findall(r"turn:(\d+):content", command)
+    assert read == ["5", "4", "3", "5", "1"]
+
+
 async def test_nothing_of_a_turn_stays_where_another_takes_its_place(store: RedisStore) -> None:
     token = await take(store)
     await store.append(KEY, batch("a", lease=token, turn=Turn("first", "done", "x", "r")))
@@ -167,7 +186,10 @@ async def test_clearing_leaves_no_word_of_a_turn(store: RedisStore) -> None:
 
 async def test_a_session_that_lost_its_info_can_be_cleared(store: RedisStore) -> None:
     await store.append(KEY, batch("a"))
-    await (await store._ready()).call("DEL", keys_of("agent", KEY).info)
+    connection, keys = await store._ready(), keys_of("agent", KEY)
+    await connection.call("DEL", keys.info)
+    for index in (keys.all_index, keys.user_index):  # in a cluster, its first write would wait for these
+        await connection.call("ZREM", index, keys.member)
     await asyncio.wait_for(store.clear(KEY), timeout=2)
     assert await store.tail(KEY, None) == []
 
